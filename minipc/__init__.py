@@ -1,0 +1,1 @@
+"""minipc: the library below the deploys and playbooks. Start reading at `minipc/cli.py` or `deploys/site.py`."""
