@@ -1,0 +1,16 @@
+"""Everything, in the order in which a rebuild goes: host, network, data, service, public door.
+
+    pyinfra inventory/production.py deploys/site.py
+
+One line each, not a loop: pyinfra orders operations by the line they are called from. The list is the one of
+minipc/components.py (tests/unit/test_deploys.py holds them together).
+"""
+
+from pyinfra import local
+
+local.include("deploys/host.py")
+local.include("deploys/firewall.py")
+local.include("deploys/postgres.py")
+local.include("deploys/redis.py")
+local.include("deploys/workload.py")
+local.include("deploys/edge.py")

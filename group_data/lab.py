@@ -1,0 +1,22 @@
+"""Disposable machines: what differs from production, and why."""
+
+environment = "lab"
+
+# inventory/lab.py adds the key that the lab made; nobody else may log in.
+host_operator_keys = []
+# Small disks.
+host_journal_max_mb = 256
+
+# The lab's two sides are two interfaces.
+firewall_public_interfaces = ["public0"]
+firewall_operator_interfaces = ["operator0"]
+firewall_operator_networks = ["10.77.0.0/24", "fd77::/64"]
+
+redis_maxmemory_mb = 32
+
+# Where K3s can't be had the same code runs under systemd, and the report says so.
+workload_runtime = "stand-in"
+
+edge_domain = "service.minipc.test"
+# No ACME server is reachable from the lab.
+edge_acme = "internal"

@@ -1,0 +1,13 @@
+"""Your machine. Every REQUIRED key of all.py has its place here; replace the examples."""
+
+environment = "production"
+
+# Lines of your .pub files.
+host_operator_keys = ["ssh-ed25519 AAAA-replace-with-your-public-key you@laptop"]
+
+# `ip -br link` on the machine shows its interfaces. One network card: name it twice.
+firewall_public_interfaces = ["enp1s0"]
+firewall_operator_interfaces = ["enp1s0"]
+firewall_operator_networks = ["192.168.1.0/24"]
+
+edge_domain = "service.example.org"

@@ -1,0 +1,11 @@
+"""Your machine. Edit the address, then enrol it: `minipc adopt minipc --fingerprint SHA256:…` (README)."""
+
+from minipc.guards import refuse_empty_match
+from minipc.inventory import target
+
+production = [
+    # REQUIRED: the address where its SSH answers, and your private key (None: SSH agent).
+    target("minipc", address="192.168.1.10", key="~/.ssh/id_ed25519"),
+]
+
+refuse_empty_match(production, "production")

@@ -1,0 +1,89 @@
+"""Value types of the configuration. Each error says what is allowed and the nearest valid value."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+_LABEL = re.compile(r"^(?!-)[a-z0-9-]{1,63}(?<!-)$")
+_USER = re.compile(r"^[a-z_][a-z0-9_-]{0,31}$")
+_INTERFACE = re.compile(r"^[A-Za-z0-9._-]{1,15}$")
+_IDENTIFIER = re.compile(r"^[a-z_][a-z0-9_]{0,62}$")
+
+
+def _domain(value: str) -> str:
+    labels = value.split(".")
+    if len(labels) >= 2 and all(_LABEL.match(label) for label in labels) and len(value) <= 253:
+        return value
+    host = re.sub(r"^[a-z+]+://", "", value.strip().lower()).split("/")[0].split(":")[0]
+    nearest = ".".join(part for part in (re.sub(r"[^a-z0-9-]", "", x).strip("-") for x in host.split(".")) if part)
+    hint = f"; did you mean {nearest!r}?" if "." in nearest and nearest != value else ""
+    raise ValueError(f"not a domain name; allowed: lower-case labels joined by dots, such as 'www.example.org'{hint}")
+
+
+def _cidr(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value, strict=True))
+    except ValueError as error:
+        try:
+            nearest = f"; did you mean {str(ipaddress.ip_network(value, strict=False))!r}?"
+        except ValueError:
+            nearest = ""
+        raise ValueError(f"not a network ({error}); allowed: CIDR such as '10.77.0.0/24'{nearest}") from None
+
+
+def _address(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        bare = value.split("/")[0].strip()
+        try:
+            nearest = f"; did you mean {str(ipaddress.ip_address(bare))!r}?"
+        except ValueError:
+            nearest = ""
+        raise ValueError(f"not an IP address; allowed: IPv4 or IPv6 such as '10.88.0.1'{nearest}") from None
+
+
+def _pattern(pattern: re.Pattern[str], what: str, example: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not pattern.match(value):
+            cleaned = re.sub(r"[^a-z0-9_-]", "", value.lower()).lstrip("-0123456789")
+            hint = f"; did you mean {cleaned!r}?" if cleaned and pattern.match(cleaned) else ""
+            raise ValueError(f"not {what}; allowed: {pattern.pattern}, such as {example!r}{hint}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _ssh_public_key(value: str) -> str:
+    parts = value.split()
+    if len(parts) < 2 or not (parts[0].startswith(("ssh-ed25519", "ecdsa-sha2-", "sk-")) or parts[0] == "ssh-rsa"):
+        raise ValueError(
+            "not an SSH public key; allowed: the line of a .pub file, such as 'ssh-ed25519 AAAA… you@laptop'"
+        )
+    return value
+
+
+def _url(value: str) -> str:
+    if not re.match(r"^https?://[^\s/]+(/\S*)?$", value):
+        nearest = f"; did you mean {'https://' + value!r}?" if re.match(r"^[\w.-]+(/\S*)?$", value) else ""
+        raise ValueError(f"not a URL; allowed: http:// or https:// and a host{nearest}")
+    return value.rstrip("/")
+
+
+Domain = Annotated[str, AfterValidator(_domain)]
+Cidr = Annotated[str, AfterValidator(_cidr)]
+Address = Annotated[str, AfterValidator(_address)]
+Url = Annotated[str, AfterValidator(_url)]
+SshPublicKey = Annotated[str, AfterValidator(_ssh_public_key)]
+UserName = Annotated[str, _pattern(_USER, "a user name", "operator")]
+Interface = Annotated[str, _pattern(_INTERFACE, "a network interface name", "enp1s0")]
+SqlName = Annotated[str, _pattern(_IDENTIFIER, "an SQL identifier", "workload")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Megabytes = Annotated[int, Field(ge=1)]
+Days = Annotated[int, Field(ge=1, le=3650)]
+Seconds = Annotated[int, Field(ge=1)]
+Percent = Annotated[int, Field(ge=1, le=90)]

@@ -1,0 +1,106 @@
+"""Never provision the wrong machine. The deploys ask here, so plain `pyinfra` refuses as well as the CLI does.
+
+A refusal exits 3 before anything is written.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+from pyinfra import context, logger
+
+from minipc.config import Settings, parse
+from minipc.errors import MinipcError, RefusedError
+from minipc.facts.machine import IDENTITY_FILE, MachineIdentity
+from minipc.progress import record_operations, write_event
+from minipc.timeline import Note, Refused
+
+_INTERRUPTED = 130
+_settings: dict[str, Settings] = {}
+
+
+def config() -> Settings:
+    """The settings of the machine being converged, once it has proved to be the machine the inventory means.
+
+    Every deploy starts with this call, so none can read its settings for the wrong machine.
+    """
+    host = context.host
+    if host.name not in _settings:
+        record_operations(context.state)
+        signal.signal(signal.SIGINT, _interrupted)
+        signal.signal(signal.SIGTERM, _interrupted)
+        try:
+            _check_identity(host.name, host.data.get("machine_identity"), host.get_fact(MachineIdentity))
+            _settings[host.name] = parse(host.data.dict(), source=f"data of {host.name}")
+        except MinipcError as error:
+            stop(error)
+    return _settings[host.name]
+
+
+def stop(error: MinipcError) -> NoReturn:
+    """Ends the run at once with the error's exit code; pyinfra itself would turn it into 1 and a traceback."""
+    if isinstance(error, RefusedError):
+        write_event(Refused(reason=str(error)))
+    else:
+        write_event(Note(text=str(error)))
+    logger.error(str(error))
+    sys.exit(error.exit_code)
+
+
+def _check_identity(name: str, pinned: str | None, found: str | None) -> None:
+    adopt = f"`minipc adopt {name} --fingerprint SHA256:…` enrols a machine that is blank or already yours"
+    if not pinned:
+        raise RefusedError(f"{name}: the inventory pins no machine identity", adopt)
+    if not found:
+        raise RefusedError(f"{name}: the machine has no identity ({IDENTITY_FILE}); it was never adopted", adopt)
+    if found != pinned:
+        raise RefusedError(
+            f"{name}: this is another machine: its identity is {found}, the inventory pins {pinned}",
+            "check the address in inventory/; nothing was changed",
+        )
+
+
+def refuse_unsafe_options() -> None:
+    """Refuses the pyinfra options that make a failure look like a success (pyinfra 3.10: `--no-wait` exits 0)."""
+    params = _pyinfra_options()
+    if params.get("no_wait"):
+        _refuse("--no-wait exits 0 even when operations fail", "run without --no-wait")
+    if params.get("dry") and params.get("yes"):
+        _refuse("--dry together with -y reports no changes at all", "run with --dry alone, or `minipc plan`")
+
+
+def refuse_empty_match(hosts: Iterable[tuple[str, dict[str, Any]]], group: str) -> None:
+    """Refuses an inventory, or a --limit on it, that leaves no machine: pyinfra would do nothing and exit 0."""
+    names = [name for name, _ in hosts]
+    if not names and _pyinfra_options():
+        _refuse(
+            f"the inventory `{group}` has no machines",
+            "bring one up with `minipc lab up`" if group == "lab" else "add your machine to inventory/production.py",
+        )
+    for pattern in _pyinfra_options().get("limit") or ():
+        if not any(fnmatch.fnmatch(name, pattern) for name in [*names, group]):
+            _refuse(f"--limit {pattern} matches no machine; there are: {', '.join(names)}", "correct the name")
+
+
+def _pyinfra_options() -> dict[str, Any]:
+    current = click.get_current_context(silent=True)
+    return current.params if current and current.info_name and "pyinfra" in current.info_name else {}
+
+
+def _refuse(what: str, next_step: str) -> NoReturn:
+    stop(RefusedError(what, next_step))
+
+
+def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    """pyinfra exits 0 on Ctrl-C; a half-done converge is no success."""
+    write_event(Note(text="interrupted"))
+    sys.stderr.write("\ninterrupted: run the same command again, it goes on where it stopped\n")
+    sys.stderr.flush()
+    os._exit(_INTERRUPTED)

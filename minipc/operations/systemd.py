@@ -1,0 +1,80 @@
+"""Activates a systemd unit and restarts it exactly when its configuration is not the one it runs with.
+
+The stamp (`/var/lib/minipc/stamps/UNIT`) is written after the restart. So a restart that was due when the power went
+out, or when the converge was killed, still happens on the next run, and nothing restarts twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Generator, Sequence
+from typing import Literal
+
+from pyinfra import context
+from pyinfra.api import StringCommand, operation
+from pyinfra.api.operation import OperationMeta
+
+from minipc.facts.systemd import STAMPS, UnitState, stamp_path
+from minipc.operations.files import Placed
+
+HOLD_STARTS = {"MINIPC_HOLD_STARTS": "1"}
+"""`_env` for `apt.packages`: a package's own service is not started before it is configured (policy-rc.d)."""
+
+
+def unit(
+    name: str,
+    unit: str,
+    restart_on: Sequence[Placed] = (),
+    how: Literal["restart", "reload"] = "restart",
+    enabled: bool = True,
+) -> OperationMeta:
+    """Has the unit enabled, running, and running with the configuration that was placed.
+
+    Args:
+        restart_on: what `place` returned for the files that the unit reads.
+        how: "reload" for a service that takes over a new configuration without dropping clients.
+    """
+    digest = hashlib.sha256("".join(placed.digest for placed in restart_on).encode()).hexdigest()
+    return unit_active(name=name, unit=unit, digest=digest, how=how, enabled=enabled)
+
+
+@operation()
+def unit_active(unit: str, digest: str, how: str, enabled: bool) -> Generator[StringCommand, None, None]:
+    """Enable, reload systemd when it asks for it, start or restart, then write the stamp."""
+    state: dict[str, str] = context.host.get_fact(UnitState, unit=unit)
+    steps = _steps(state, unit, digest, how, enabled)
+    if steps:
+        yield StringCommand("sh", "-c", shlex.quote("\n".join(["set -eu", *steps])))
+
+
+def _steps(state: dict[str, str], unit: str, digest: str, how: str, enabled: bool) -> list[str]:
+    """The shell lines that bring the unit from `state` to what is wanted; none when it is there."""
+    quoted = shlex.quote(unit)
+    steps = []
+    if state.get("NeedDaemonReload") == "yes":
+        steps.append("systemctl daemon-reload")
+    if enabled and state.get("UnitFileState") not in ("enabled", "static", "generated", "alias", "indirect"):
+        steps.append(f"systemctl enable --quiet {quoted}")
+    stale = state.get("Stamp") != digest
+    active = state.get("ActiveState") == "active"
+    if stale or not (active or _rests(state)):
+        steps.append(f"systemctl reset-failed {quoted} 2>/dev/null || true")
+        verb = f"{how if active and how == 'reload' else 'restart'}"
+        steps.append(f"systemctl {verb} {quoted} || {{ journalctl -u {quoted} -n 20 --no-pager -o cat >&2; exit 1; }}")
+    if stale:
+        stamp = shlex.quote(stamp_path(unit))
+        steps += [
+            f"install -d -m 755 {STAMPS}",
+            f"echo {digest} > {stamp}.new",
+            f"sync {stamp}.new",
+            f"mv {stamp}.new {stamp}",
+        ]
+    return steps
+
+
+def _rests(state: dict[str, str]) -> bool:
+    """True for a unit that is rightly not active: a oneshot that ran, or one whose Condition… forbids it here."""
+    ran_conditions = state.get("ConditionTimestampMonotonic", "0") != "0"
+    forbidden = ran_conditions and state.get("ConditionResult") == "no"
+    return forbidden or (state.get("Type") == "oneshot" and state.get("ActiveState") == "inactive" and ran_conditions)

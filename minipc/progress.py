@@ -1,0 +1,81 @@
+"""Writes what pyinfra does to the run's event file, so that the CLI can show it live and keep it as evidence.
+
+Active only when the CLI (or anyone) sets `MINIPC_EVENTS`; plain `pyinfra` runs the same deploys without it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from pyinfra.api.host import Host
+from pyinfra.api.state import BaseStateCallback, State
+
+from minipc.components import BY_NAME
+from minipc.timeline import Event, EventWriter, OperationEnd, OperationStart, Plan
+
+EVENTS_VARIABLE = "MINIPC_EVENTS"
+_writer = EventWriter(os.environ[EVENTS_VARIABLE]) if os.environ.get(EVENTS_VARIABLE) else None
+_recorded: set[int] = set()
+
+
+def write_event(event: Event) -> None:
+    """Appends one event when this run keeps events."""
+    if _writer:
+        _writer.write(event)
+
+
+def record_operations(state: State) -> None:
+    """Registers the timing callbacks, once per pyinfra state."""
+    if _writer and id(state) not in _recorded:
+        _recorded.add(id(state))
+        state.add_callback_handler(_Recorder())
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Component and operation of a pyinfra operation name such as `deploys/redis.py | redis | install`.
+
+    >>> split_name("deploys/redis.py | redis | install")
+    ('redis', 'install')
+    """
+    parts = [part for part in name.split(" | ") if not part.endswith(".py")]
+    component = next((part for part in parts if part in BY_NAME), "")
+    return component, " | ".join(part for part in parts if part != component)
+
+
+class _Recorder(BaseStateCallback):
+    """Times operations; static methods in pyinfra, which calls them through the instance. `did_change` is only complete in `operation_end` (pyinfra 3.10)."""
+
+    def __init__(self) -> None:
+        self._started: dict[str, float] = {}
+        self._failed: set[str] = set()
+
+    def operation_start(self, state: State, op_hash: str) -> None:  # type: ignore[override]
+        if not self._started:
+            names = [_split(state, each) for each in state.get_op_order()]
+            write_event(Plan(operations=len(names), components=tuple(dict.fromkeys(each for each, _ in names))))
+        self._started[op_hash] = time.time()
+        component, name = _split(state, op_hash)
+        write_event(OperationStart(component=component, name=name))
+
+    def operation_host_error(  # type: ignore[override]
+        self, state: State, host: Host, op_hash: str, retry_count: int = 0, max_retries: int = 0
+    ) -> None:
+        self._failed.add(op_hash)
+
+    def operation_end(self, state: State, op_hash: str) -> None:  # type: ignore[override]
+        component, name = _split(state, op_hash)
+        metas = [operations[op_hash].operation_meta for operations in state.ops.values() if op_hash in operations]
+        write_event(
+            OperationEnd(
+                component=component,
+                name=name,
+                changed=any(meta.is_complete() and meta.did_change() for meta in metas),
+                ok=op_hash not in self._failed,
+                seconds=round(time.time() - self._started[op_hash], 4),
+            )
+        )
+
+
+def _split(state: State, op_hash: str) -> tuple[str, str]:
+    return split_name(", ".join(sorted(state.get_op_meta(op_hash).names)))
