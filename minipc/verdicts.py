@@ -5,7 +5,6 @@ A sign and a word stand beside every colour, so nothing is said by colour alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 Verdict = Literal["pass", "fail", "could-not-verify"]
@@ -24,11 +23,3 @@ SIGNS: dict[str, str] = {
 def words(verdict: str) -> str:
     """A verdict or outcome as it reads in a table: `could-not-verify` becomes `could not verify`."""
     return verdict.replace("-", " ")
-
-
-def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """A fail outweighs a could-not-verify, which outweighs any number of passes; nothing at all is a pass."""
-    seen = set(verdicts)
-    if "fail" in seen:
-        return "fail"
-    return "could-not-verify" if "could-not-verify" in seen else "pass"

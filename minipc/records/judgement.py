@@ -1,0 +1,120 @@
+"""The verdict of a run: what its parts add up to, in words, and as an exit code."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from minipc.errors import EXIT_COULD_NOT_VERIFY, EXIT_FAIL, EXIT_PASS
+from minipc.records.schema import Check, Draft, Name, Operation
+from minipc.verdicts import Verdict
+from minipc.wording import count, one_line
+
+
+class Record(Draft):
+    """One run, judged."""
+
+    verdict: Verdict
+    reasons: list[Name] = Field(description="Why it is not a pass, most telling first; empty for a pass.")
+
+    @model_validator(mode="after")
+    def _is_honest(self) -> Self:
+        deserved, _ = _judgement(self)
+        if self.verdict != deserved:
+            raise ValueError(f"the verdict is {self.verdict}, but the parts add up to {deserved}")
+        if (self.verdict == "pass") == bool(self.reasons):
+            raise ValueError("a pass has no reasons, and anything else has at least one")
+        return self
+
+
+def conclude(draft: Draft) -> Record:
+    """The record with the verdict that its parts add up to, and the reasons for it.
+
+    Any failed operation, check, data class, gate, phase or component is a fail; failing that, anything that
+    could not be verified, or a rehearsal or rebuild in which no check passed, is could-not-verify.
+    """
+    verdict, reasons = _judgement(draft)
+    return Record(**dict(draft), verdict=verdict, reasons=reasons)
+
+
+def headline(record: Record) -> str:
+    """The verdict in one line: `PASS, 14 of 17 exercised`, `FAIL: <first reason>`, `COULD NOT VERIFY: …`."""
+    if record.verdict != "pass":
+        more = f" (and {len(record.reasons) - 1} more)" if len(record.reasons) > 1 else ""
+        return f"{record.verdict.replace('-', ' ').upper()}: {record.reasons[0]}{more}"
+    if not record.exercised.total:
+        return "PASS"
+    return f"PASS, {record.exercised.done} of {record.exercised.total} exercised"
+
+
+def exit_code(record: Record, *, strict: bool = False) -> int:
+    """The exit code for a record. `strict`: a pass that left something not exercised is could-not-verify."""
+    if record.verdict == "fail":
+        return EXIT_FAIL
+    if record.verdict == "could-not-verify" or (strict and record.exercised.not_exercised):
+        return EXIT_COULD_NOT_VERIFY
+    return EXIT_PASS
+
+
+def _judgement(draft: Draft) -> tuple[Verdict, list[str]]:
+    failures = _failures(draft)
+    if failures:
+        return "fail", failures
+    doubts = _doubts(draft)
+    return ("could-not-verify", doubts) if doubts else ("pass", [])
+
+
+def _failures(draft: Draft) -> list[str]:
+    """One sentence per thing that failed; a phase or component only speaks when nothing in it explains it."""
+    failed_operations: dict[str, list[Operation]] = {}
+    for operation in draft.operations:
+        if not operation.ok:
+            failed_operations.setdefault(operation.component, []).append(operation)
+    failed_checks: dict[str, list[Check]] = {}
+    for check in draft.checks:
+        if check.outcome == "failed":
+            failed_checks.setdefault(check.component, []).append(check)
+
+    reasons = [f"{name}: operation failed: {failed[0].name}" for name, failed in failed_operations.items()]
+    for name, failed in failed_checks.items():
+        first = f"{failed[0].name}: {failed[0].message}" if failed[0].message else failed[0].name
+        reasons.append(f"{name}: {count(len(failed), 'check')} failed: {first}")
+    for item in draft.data_classes:
+        if item.verdict == "fail":
+            found = f"{item.rows_found} of {item.rows_expected} rows"
+            reasons.append(f"data class {item.name}: {item.detail or found}")
+    reasons += [gate.reason for gate in draft.all_gates if gate.verdict == "fail"]
+    for component in draft.components:
+        explained = component.name in failed_operations or component.name in failed_checks
+        if component.verdict == "fail" and not explained:
+            reasons.append(f"{component.name}: {component.reason}")
+    for phase in draft.phases:
+        if phase.verdict == "fail" and (phase.detail or not reasons):
+            reasons.append(f"{phase.name}: {phase.detail or 'failed'}")
+    return [one_line(reason) for reason in reasons]
+
+
+def _doubts(draft: Draft) -> list[str]:
+    """One sentence per thing that could not be verified."""
+    doubts = [
+        f"{phase.name}: {phase.detail or 'could not be verified'}"
+        for phase in draft.phases
+        if phase.verdict == "could-not-verify"
+    ]
+    doubts += [
+        f"{component.name}: {component.reason}"
+        for component in draft.components
+        if component.verdict == "could-not-verify"
+    ]
+    doubts += [
+        f"data class {item.name}: {item.detail or 'could not be verified'}"
+        for item in draft.data_classes
+        if item.verdict == "could-not-verify"
+    ]
+    doubts += [gate.reason for gate in draft.all_gates if gate.verdict == "could-not-verify"]
+    if draft.exercised.total and not draft.exercised.done:
+        doubts.append("nothing was exercised")
+    if draft.kind in ("rehearsal", "rebuild") and not any(c.outcome == "passed" for c in draft.checks):
+        doubts.append("no check was run")
+    return [one_line(doubt) for doubt in doubts]
