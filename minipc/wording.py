@@ -10,7 +10,7 @@ _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 def duration(seconds: float) -> str:
-    """A length of time in seconds, for a person: `0.04 s`, `7.3 s`, `43 s`, `4 min 07 s`, `3 h 05 min`."""
+    """A length of time in seconds, for a person: `0.04 s`, `7.3 s`, `43 s`, `4 min 07 s`, `3 h 05 min`, `4 h`."""
     if seconds < 0.995:
         return f"{seconds:.2f} s"
     if seconds < 9.95:
@@ -19,9 +19,9 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
+        return f"{whole // 60} min" + (f" {whole % 60:02d} s" if whole % 60 else "")
     minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 60} h" + (f" {minutes % 60:02d} min" if minutes % 60 else "")
 
 
 def clock(seconds: float) -> str:
@@ -46,3 +46,13 @@ def count(number: int, noun: str) -> str:
 def one_line(text: str) -> str:
     """The text on one line, without colour codes and control characters."""
     return " ".join(_CONTROLS.sub(" ", _ANSI.sub("", text)).split())
+
+
+def first_line(text: str) -> str:
+    """The first line that isn't empty, cleaned like `one_line`; a sentence can end in it."""
+    return next((line for line in map(one_line, text.splitlines()) if line), "")
+
+
+def within(component: str, name: str) -> str:
+    """An operation's name where its component is shown beside it: `redis: configure` becomes `configure`."""
+    return one_line(name.removeprefix(f"{component}: "))

@@ -7,9 +7,9 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from minipc.errors import EXIT_COULD_NOT_VERIFY, EXIT_FAIL, EXIT_PASS
-from minipc.records.schema import Check, Draft, Name, Operation
+from minipc.records.schema import Check, Draft, Name
 from minipc.verdicts import Verdict
-from minipc.wording import count, one_line
+from minipc.wording import count, first_line, one_line, within
 
 
 class Record(Draft):
@@ -67,32 +67,43 @@ def _judgement(draft: Draft) -> tuple[Verdict, list[str]]:
 
 def _failures(draft: Draft) -> list[str]:
     """One sentence per thing that failed; a phase or component only speaks when nothing in it explains it."""
-    failed_operations: dict[str, list[Operation]] = {}
-    for operation in draft.operations:
-        if not operation.ok:
-            failed_operations.setdefault(operation.component, []).append(operation)
-    failed_checks: dict[str, list[Check]] = {}
-    for check in draft.checks:
-        if check.outcome == "failed":
-            failed_checks.setdefault(check.component, []).append(check)
+    operations = [operation for operation in draft.operations if not operation.ok]
+    checks = [check for check in draft.checks if check.outcome == "failed"]
+    explained = {part.component for part in (*operations, *checks)}
 
-    reasons = [f"{name}: operation failed: {failed[0].name}" for name, failed in failed_operations.items()]
-    for name, failed in failed_checks.items():
-        first = f"{failed[0].name}: {failed[0].message}" if failed[0].message else failed[0].name
-        reasons.append(f"{name}: {count(len(failed), 'check')} failed: {first}")
-    for item in draft.data_classes:
-        if item.verdict == "fail":
-            found = f"{item.rows_found} of {item.rows_expected} rows"
-            reasons.append(f"data class {item.name}: {item.detail or found}")
+    reasons = [
+        f"{operation.component}: operation failed: {within(operation.component, operation.name)}"
+        for operation in operations
+    ]
+    reasons += _failed_checks(checks)
+    reasons += [
+        f"data class {item.name}: {item.detail or f'{item.rows_found} of {item.rows_expected} rows'}"
+        for item in draft.data_classes
+        if item.verdict == "fail"
+    ]
     reasons += [gate.reason for gate in draft.all_gates if gate.verdict == "fail"]
-    for component in draft.components:
-        explained = component.name in failed_operations or component.name in failed_checks
-        if component.verdict == "fail" and not explained:
-            reasons.append(f"{component.name}: {component.reason}")
+    reasons += [
+        f"{component.name}: {component.reason}"
+        for component in draft.components
+        if component.verdict == "fail" and component.name not in explained
+    ]
     for phase in draft.phases:
         if phase.verdict == "fail" and (phase.detail or not reasons):
             reasons.append(f"{phase.name}: {phase.detail or 'failed'}")
     return [one_line(reason) for reason in reasons]
+
+
+def _failed_checks(checks: list[Check]) -> list[str]:
+    """One sentence per component: how many checks failed, and the first of them."""
+    by_component: dict[str, list[Check]] = {}
+    for check in checks:
+        by_component.setdefault(check.component, []).append(check)
+    reasons = []
+    for component, failed in by_component.items():
+        first = failed[0]
+        message = f": {first_line(first.message)}" if first.message.strip() else ""
+        reasons.append(f"{component}: {count(len(failed), 'check')} failed: {first.name}{message}")
+    return reasons
 
 
 def _doubts(draft: Draft) -> list[str]:

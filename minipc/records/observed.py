@@ -10,7 +10,7 @@ from typing import Literal
 from minipc import timeline
 from minipc.records.schema import Check, Component, NotExercised, Operation, Phase
 from minipc.verdicts import Verdict
-from minipc.wording import count
+from minipc.wording import count, within
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def sum_up(
     own_checks = [check for check in checks if check.component == name]
     passed = sum(check.outcome == "passed" for check in own_checks)
     failed = sum(check.outcome == "failed" for check in own_checks)
-    broken = next((operation.name for operation in own_operations if not operation.ok), None)
+    broken = next((within(name, operation.name) for operation in own_operations if not operation.ok), None)
 
     verdict: Verdict | Literal["not-exercised"] = "pass"
     reason = ""
