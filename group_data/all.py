@@ -4,6 +4,16 @@
 Check with `minipc config check`.
 """
 
+# --- secrets: where they are kept (docs/reference/secrets.md) -------------------------------------------------------
+# OPTIONAL. "age": a file in the repository, encrypted, no server needed; "vault": Vault or OpenBao, KV version 2. The
+# lab always has its own age file.
+secrets_backend = "age"
+# OPTIONAL. Public keys (age1…) that may open the age file besides the operator's own: a second person, a safe.
+secrets_age_recipients = []
+# OPTIONAL. How to reach Vault, a dict; "url" is required in it, docs/reference/secrets.md lists the other keys. Needed
+# for the backend "vault" and for `minipc secrets copy`. Credentials are never here.
+secrets_vault = None
+
 # --- host: Debian itself -------------------------------------------------------------------------------------------
 # OPTIONAL. Host name; shows in prompts, logs and metrics.
 host_name = "minipc"

@@ -25,6 +25,7 @@ from minipc.config.types import (
     Url,
     UserName,
 )
+from minipc.secrets.settings import SecretsSettings
 
 
 class Strict(BaseModel):
@@ -125,6 +126,7 @@ class Settings(Strict):
     """Everything that may be set, by component."""
 
     environment: Literal["lab", "production"]
+    secrets: SecretsSettings
     host: HostSettings
     firewall: FirewallSettings
     postgres: PostgresSettings

@@ -1,0 +1,85 @@
+"""Which secrets each component needs. Names that depend on data (roles, users) are made from that data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from minipc.config import Settings
+
+Generator = Literal["alphanumeric", "wireguard"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One secret that may be asked for.
+
+    Attributes:
+        name: see `minipc.secrets.secret.check_name`.
+        component: who needs it first; others may use it too.
+        description: what it is, for people.
+        generate: how a new value is made; None: only the operator can supply it.
+        optional: the component works without it.
+    """
+
+    name: str
+    component: str
+    description: str
+    generate: Generator | None
+    optional: bool = False
+
+
+def postgres_password(role: str) -> str:
+    """Name of the secret with the password of a PostgreSQL role."""
+    return f"postgres.password.{role}"
+
+
+def redis_password(user: str) -> str:
+    """Name of the secret with the password of a Redis ACL user."""
+    return f"redis.password.{user}"
+
+
+SENTRY_DSN = "sentry.dsn"
+
+
+def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
+    """The secrets of a component.
+
+    Args:
+        component: a name from `minipc.components`; one without secrets has none here.
+        names: what its secrets are named after: PostgreSQL roles, Redis users. Nothing for the others.
+    """
+    match component:
+        case "postgres":
+            return [
+                Entry(postgres_password(role), component, f"password of the PostgreSQL role {role}", "alphanumeric")
+                for role in names
+            ]
+        case "redis":
+            return [
+                Entry(redis_password(user), component, f"password of the Redis user {user}", "alphanumeric")
+                for user in names
+            ]
+        case "workload":
+            return [Entry(SENTRY_DSN, component, "where the service reports its errors", None, optional=True)]
+        case _:
+            return []
+
+
+def for_environment(environment: str) -> list[Entry]:
+    """The secrets of all components for an environment's group_data. Raises ConfigError."""
+    from minipc import config  # its schema embeds the settings of this package
+
+    return whole(config.load(environment))
+
+
+def whole(settings: Settings) -> list[Entry]:
+    """The secrets of all components for a configuration, in converge order."""
+    sentry = [replace(entry, optional=not settings.workload.sentry) for entry in needed("workload")]
+    return [
+        *needed("postgres", [role.name for role in settings.postgres.roles]),
+        *needed("redis", [user.name for user in settings.redis.users]),
+        *sentry,
+    ]

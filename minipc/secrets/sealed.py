@@ -1,0 +1,63 @@
+"""Seals bytes with a passphrase (age, scrypt): for what must be opened when every key file is gone.
+
+`age -d` or `rage -d` open the result as well.
+"""
+
+from __future__ import annotations
+
+import pyrage  # type: ignore[import-untyped]
+
+from minipc.errors import SecretError
+
+# scrypt slows guessing down about a million times; shorter ones than this are still guessed.
+MIN_PASSPHRASE = 16
+_HEADER = b"age-encryption.org/v1\n-> scrypt "
+
+
+def seal(payload: bytes, passphrase: str) -> bytes:
+    """The payload, encrypted and authenticated. Takes one to three seconds of work on purpose.
+
+    Args:
+        payload: any bytes.
+        passphrase: at least MIN_PASSPHRASE characters; surrounding blanks don't count and are not part of it.
+
+    Raises:
+        SecretError: the passphrase is too short.
+    """
+    passphrase = passphrase.strip()
+    if len(passphrase) < MIN_PASSPHRASE:
+        raise SecretError(
+            f"the passphrase has fewer than {MIN_PASSPHRASE} characters",
+            "take six or more random words, or a generated one",
+        )
+    sealed: bytes = pyrage.passphrase.encrypt(payload, passphrase)
+    return sealed
+
+
+def open_sealed(sealed: bytes, passphrase: str) -> bytes:
+    """The payload.
+
+    Args:
+        sealed: what `seal` returned.
+        passphrase: the one it was sealed with; surrounding blanks don't count.
+
+    Raises:
+        SecretError: not sealed with a passphrase, wrong passphrase, damaged or cut short.
+    """
+    if not sealed.startswith(_HEADER):
+        raise SecretError(
+            f"not sealed with a passphrase ({len(sealed)} bytes)",
+            "check that it is the right file and that it is complete",
+        )
+    try:
+        payload: bytes = pyrage.passphrase.decrypt(sealed, passphrase.strip())
+    except pyrage.DecryptError as error:
+        reason = str(error)
+    else:
+        return payload
+    # age authenticates the passphrase's own line first, so a wrong one is told apart from a damaged payload.
+    if reason == "Decryption failed":
+        raise SecretError(
+            "the passphrase is wrong, or the file's first lines are damaged", "try again, or another copy"
+        )
+    raise SecretError("the sealed file is damaged or cut short", "take another copy")
