@@ -1,0 +1,33 @@
+"""The lab: disposable Debian 13 machines with real systemd, reached over SSH exactly like production.
+
+    with machine("mini") as mini:
+        run(mini, ["systemctl", "is-system-running"])
+
+How it works and what it can't do: docs/concepts/lab.md.
+"""
+
+from __future__ import annotations
+
+from minipc.lab.lifecycle import destroy, down, ensure_image, list_machines, machine, power_off, reboot, start, up
+from minipc.lab.machine import Machine, find
+from minipc.lab.prerequisites import ensure_prerequisites
+from minipc.lab.ssh import known_hosts_path, run, ssh_command, ssh_config_path
+
+__all__ = [
+    "Machine",
+    "destroy",
+    "down",
+    "ensure_image",
+    "ensure_prerequisites",
+    "find",
+    "known_hosts_path",
+    "list_machines",
+    "machine",
+    "power_off",
+    "reboot",
+    "run",
+    "ssh_command",
+    "ssh_config_path",
+    "start",
+    "up",
+]

@@ -1,0 +1,71 @@
+"""`minipc lab`: machines brought up from the command line stay until `down`."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import click
+
+from minipc import lab as library
+from minipc.errors import ConfigError
+from minipc.lab.lifecycle import DEFAULT_DISK_GB
+from minipc.lab.machine import find
+
+
+@click.group()
+def lab() -> None:
+    """Disposable Debian 13 machines."""
+
+
+@lab.command()
+@click.argument("name", default="mini")
+@click.option("--disk-gb", default=DEFAULT_DISK_GB, show_default=True, type=click.IntRange(1, 1024), help="GiB")
+@click.option("--memory-mb", type=click.IntRange(128), help="limit in MiB; none by default")
+@click.option("--k3s", is_flag=True, help="with what K3s needs")
+def up(name: str, disk_gb: int, memory_mb: int | None, k3s: bool) -> None:
+    """Make a blank machine and print how to reach it."""
+    started = time.monotonic()
+    machine = library.up(name, disk_gb=disk_gb, memory_mb=memory_mb, k3s=k3s, keep=True)
+    click.echo(f"{name} is up after {time.monotonic() - started:.1f} s")
+    click.echo(f"  public side    {machine.public_ipv4}  {machine.public_ipv6}")
+    click.echo(f"  operator side  {machine.operator_ipv4}  {machine.operator_ipv6}")
+    click.echo(f"  host key       {machine.host_key_fingerprint}")
+    click.echo(f"  shell          minipc lab ssh {name}   or   ssh -F {library.ssh_config_path()} {name}")
+    click.echo("  as a client    ip netns exec public curl …   or   ip netns exec operator …")
+    click.echo(f"  remove         minipc lab down {name}")
+
+
+@lab.command()
+@click.argument("names", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="every machine, and whatever a crash left behind")
+def down(names: tuple[str, ...], everything: bool) -> None:
+    """Remove machines."""
+    if everything == bool(names):
+        raise click.UsageError("give machine names, or --all")
+    removed = library.down("all" if everything else names)
+    for name in removed:
+        click.echo(f"{name} removed")
+    for name in sorted(set(names) - set(removed)):
+        click.echo(f"{name}: no such machine")
+
+
+@lab.command(name="list")
+def list_() -> None:
+    """Machines with their state and addresses."""
+    for machine in library.list_machines():
+        state = "running" if machine.running else "off"
+        owner = "kept" if machine.owner is None else f"owner {machine.owner.pid}"
+        click.echo(f"{machine.name:20} {state:8} {machine.public_ipv4:15} {machine.operator_ipv4:15} {owner}")
+
+
+@lab.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def ssh(name: str, command: tuple[str, ...]) -> None:
+    """A root shell on a machine, or one command after `--`."""
+    machine = find(name)
+    if machine is None:
+        raise ConfigError(f"there is no machine named {name!r}", "minipc lab list")
+    argv = library.ssh_command(machine, *command)
+    os.execvp(argv[0], argv)  # noqa: S606 - the shell takes over the terminal

@@ -1,0 +1,68 @@
+"""The lab's machines as inventory entries; also as stand-ins for production (`minipc rehearse --as production`)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from minipc.config.load import group_data
+from minipc.inventory import HostEntry, target
+from minipc.lab.machine import Machine, load_all
+from minipc.lab.ssh import client_key, client_public_key
+from minipc.paths import state_dir
+from minipc.pins import Pin, read_pins, write_pin
+from minipc.records import Override
+from minipc.variables import REHEARSE_AS_VARIABLE
+
+# What a disposable machine can't do without; everything else is production's when it stands for production.
+NEEDED_IN_LAB = {
+    "environment": "generated secrets; production's are never used in the lab",
+    "host_operator_keys": "the lab's own key, so that nobody else gets in",
+    "firewall_public_interfaces": "the lab's interfaces",
+    "firewall_operator_interfaces": "the lab's interfaces",
+    "firewall_operator_networks": "the lab's networks",
+    "edge_acme": "no ACME server reaches the lab",
+    "workload_runtime": "K3s needs artifacts that the lab may not have",
+}
+
+
+def pins_file() -> Any:
+    """Where the lab's pins are: beside its machines, not in the repository."""
+    return state_dir("lab") / "pins.json"
+
+
+def pin_lab_machine(alias: str, pin: Pin) -> None:
+    """Pins a disposable machine."""
+    write_pin(alias, pin, pins_file())
+
+
+def lab_hosts() -> list[HostEntry]:
+    """An inventory entry for each machine of the lab."""
+    stands_for = os.environ.get(REHEARSE_AS_VARIABLE)
+    data = stand_in_data(stands_for) if stands_for else {}
+    return [entry(machine, **data) for machine in load_all()]
+
+
+def entry(machine: Machine, **data: Any) -> HostEntry:
+    """One disposable machine: the host key is the one made before it booted, the identity is what adoption gave it."""
+    adopted = read_pins(pins_file()).get(machine.name)
+    same = adopted and adopted.host_key == machine.host_key
+    pin = Pin(host_key=machine.host_key, identity=adopted.identity if adopted and same else None)
+    keys = {"host_operator_keys": [client_public_key()]}
+    return target(machine.name, machine.ssh_host, user="root", key=client_key(), pin=pin, **data | keys)
+
+
+def stand_in_data(group: str) -> dict[str, Any]:
+    """Another group's values with the overrides the lab needs; as host data they win over group_data/lab.py."""
+    lab = group_data("lab")
+    return group_data(group) | {key: lab[key] for key in NEEDED_IN_LAB}
+
+
+def overrides(group: str) -> list[Override]:
+    """Each value of the group that the lab replaced, and why."""
+    theirs, lab = group_data(group), group_data("lab")
+    return [
+        Override(key=key, production_value=repr(theirs[key]), used_value=repr(lab[key]), why=why)
+        for key, why in NEEDED_IN_LAB.items()
+        if theirs[key] != lab[key]
+    ]

@@ -1,0 +1,295 @@
+"""The lab's two networks: a *public* and an *operator* side, each a bridge with a client network namespace.
+
+The controller has the first address of each side and reaches machines over the operator side. Machines get out
+through NAT on the public side, for DNS, HTTP and HTTPS only; they can't open connections to the controller.
+The client namespaces `public` and `operator` have no route to anywhere else.
+Everything made here goes again with the last machine; /run/minipc-lab remembers what was there before.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minipc.errors import MissingPrerequisiteError, RefusedError
+from minipc.lab.shell import call, succeeds
+from minipc.paths import state_dir
+
+RUN_DIR = Path("/run/minipc-lab")
+RECORD = RUN_DIR / "network.json"
+TABLE = "minipc_lab"
+IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+CLIENT_INTERFACE = "lab0"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One network. The address ranges are from documentation and private space, unlikely to be in use."""
+
+    name: str
+    bridge: str
+    ipv4: ipaddress.IPv4Network
+    ipv6: ipaddress.IPv6Network
+
+    @property
+    def interface(self) -> str:
+        """Its name inside a machine."""
+        return f"{self.name}0"
+
+    def ipv4_of(self, host: int) -> str:
+        return str(self.ipv4[host])
+
+    def ipv6_of(self, host: int) -> str:
+        return str(self.ipv6[host])
+
+
+PUBLIC = Side(
+    "public",
+    "minipc-public",
+    ipaddress.IPv4Network("198.51.100.0/24"),
+    ipaddress.IPv6Network("2001:db8:51::/64"),
+)
+OPERATOR = Side(
+    "operator",
+    "minipc-operator",
+    ipaddress.IPv4Network("10.77.0.0/24"),
+    ipaddress.IPv6Network("fd77:6c61:6200::/64"),
+)
+SIDES = (PUBLIC, OPERATOR)
+CONTROLLER_HOST = 1
+CLIENT_HOST = 2
+
+
+def ensure(nameservers: Iterable[str], web_ports: Iterable[int]) -> None:
+    """Make the networks, or complete them after a crash. Call it with the lab's lock held.
+
+    Args:
+        nameservers: addresses that machines may ask.
+        web_ports: TCP ports that machines may reach beyond the controller.
+
+    Raises:
+        RefusedError: something else on the controller uses the same names or addresses.
+    """
+    if not RECORD.exists():
+        _refuse_collisions()
+        RUN_DIR.mkdir(mode=0o700, exist_ok=True)
+        record = {"ip_forward": IP_FORWARD.read_text().strip(), "state_dir": str(state_dir())}
+        RECORD.write_text(json.dumps(record))
+    _refuse_other_lab(_record()["state_dir"])
+    call("nft", "-f", "-", stdin=render_nft(nameservers, web_ports, forwarded_before=_forwarded_before()))
+    for side in SIDES:
+        _ensure_bridge(side)
+        _ensure_client(side)
+    IP_FORWARD.write_text("1")
+
+
+def release() -> None:
+    """Remove the networks and put the controller back as it was. Idempotent; also after a crash."""
+    for side in SIDES:
+        if _client_is_ours(side):
+            _kill_inside(side.name)
+            call("ip", "netns", "delete", side.name)
+        if _exists(side.bridge):
+            call("ip", "link", "delete", side.bridge)
+    if succeeds("nft", "list", "table", "inet", TABLE):
+        call("nft", "delete", "table", "inet", TABLE)
+    if RECORD.exists() and not _forwarded_before():
+        IP_FORWARD.write_text("0")
+    shutil.rmtree(RUN_DIR, ignore_errors=True)
+
+
+def attach(interface: str, side: Side) -> bool:
+    """Put the controller's end of a machine's cable into its bridge. False when it does not exist (yet)."""
+    return succeeds("ip", "link", "set", interface, "master", side.bridge, "up")
+
+
+def cable(index: int, side: Side) -> str:
+    """Name of the controller's end of a machine's interface (at most 15 characters)."""
+    return f"lab{index}-{side.name}"
+
+
+def remove_cables(index: int) -> None:
+    for side in SIDES:
+        if _exists(cable(index, side)):
+            call("ip", "link", "delete", cable(index, side))
+
+
+def render_nft(nameservers: Iterable[str], web_ports: Iterable[int], *, forwarded_before: bool) -> str:
+    """The lab's own nftables table, replaced atomically.
+
+    A controller that did not forward before still doesn't, except for machines.
+    """
+    servers = sorted(nameservers)
+    bridges = ", ".join(f'"{side.bridge}"' for side in SIDES)
+    dns = [f"meta l4proto {{ tcp, udp }} th dport 53 {_family(server)} daddr {server} accept" for server in servers]
+    out = f'iifname "{PUBLIC.bridge}" oifname != {{ {bridges} }}'
+    within = [f'iifname "{side.bridge}" oifname "{side.bridge}" accept' for side in SIDES]
+    lines = [
+        f"table inet {TABLE}",
+        f"delete table inet {TABLE}",
+        f"table inet {TABLE} {{",
+        "  chain input {",
+        "    type filter hook input priority filter - 5; policy accept;",
+        f"    iifname != {{ {bridges} }} accept",
+        "    ct state established,related accept",
+        "    meta l4proto { icmp, ipv6-icmp } accept",
+        *(f"    {rule}" for rule in dns),
+        "    reject with icmpx admin-prohibited",
+        "  }",
+        "  chain forward {",
+        "    type filter hook forward priority filter - 5; policy accept;",
+        *(f"    {rule}" for rule in within),
+        f"    oifname {{ {bridges} }} ct state established,related accept",
+        f"    {out} tcp flags syn tcp option maxseg size set rt mtu",
+        f"    {out} ct state established,related accept",
+        *(f"    {out} {rule}" for rule in dns),
+        f"    {out} tcp dport {{ {', '.join(str(port) for port in sorted(set(web_ports)))} }} accept",
+        f"    iifname {{ {bridges} }} reject with icmpx admin-prohibited",
+        f"    oifname {{ {bridges} }} reject with icmpx admin-prohibited",
+        *([] if forwarded_before else ["    drop"]),
+        "  }",
+        "  chain postrouting {",
+        "    type nat hook postrouting priority srcnat; policy accept;",
+        f"    ip saddr {PUBLIC.ipv4} oifname != {{ {bridges} }} masquerade",
+        "  }",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def nameservers(resolv_conf: Path = Path("/etc/resolv.conf")) -> list[str]:
+    """The resolvers machines can use: the controller's, or those behind its local stub.
+
+    Raises MissingPrerequisiteError when the controller only has a resolver on its own loopback.
+    """
+    for path in (resolv_conf, Path("/run/systemd/resolve/resolv.conf")):
+        found = parse_nameservers(path.read_text()) if path.exists() else []
+        if found:
+            return found
+    raise MissingPrerequisiteError(
+        f"{resolv_conf} names no resolver that a machine could reach (only loopback addresses or none)",
+        "add a `nameserver` line with an address outside 127.0.0.0/8, or run systemd-resolved",
+    )
+
+
+def parse_nameservers(text: str) -> list[str]:
+    """Addresses of the `nameserver` lines, loopback ones left out."""
+    found = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            address = words[1].partition("%")[0]
+            if not ipaddress.ip_address(address).is_loopback:
+                found.append(address)
+    return found
+
+
+def _family(address: str) -> str:
+    return "ip6" if ipaddress.ip_address(address).version == 6 else "ip"
+
+
+def _forwarded_before() -> bool:
+    return _record()["ip_forward"] != "0"
+
+
+def _record() -> dict[str, str]:
+    record: dict[str, str] = json.loads(RECORD.read_text())
+    return record
+
+
+def _refuse_other_lab(directory: str) -> None:
+    if directory != str(state_dir()):
+        raise RefusedError(
+            f"this controller already runs a lab whose state is in {directory}, not {state_dir()}",
+            f"MINIPC_STATE_DIR={directory} minipc lab down --all",
+        )
+
+
+def _ensure_bridge(side: Side) -> None:
+    if not _exists(side.bridge):
+        call("ip", "link", "add", side.bridge, "type", "bridge", "stp_state", "0", "mcast_snooping", "0")
+    Path(f"/proc/sys/net/ipv6/conf/{side.bridge}/disable_ipv6").write_text("0")
+    call("ip", "address", "replace", f"{side.ipv4_of(CONTROLLER_HOST)}/{side.ipv4.prefixlen}", "dev", side.bridge)
+    call(
+        *("ip", "address", "replace", f"{side.ipv6_of(CONTROLLER_HOST)}/{side.ipv6.prefixlen}"),
+        *("dev", side.bridge, "nodad"),
+    )
+    call("ip", "link", "set", side.bridge, "up")
+
+
+def _ensure_client(side: Side) -> None:
+    """A namespace with one interface on the bridge and only on-link routes."""
+    if _client_is_ours(side):
+        return
+    if (Path("/run/netns") / side.name).exists():
+        call("ip", "netns", "delete", side.name)  # half made by an `ensure` that was killed
+    outer = f"lab-{side.name}"
+    if _exists(outer):
+        call("ip", "link", "delete", outer)
+    call("ip", "netns", "add", side.name)
+    call("ip", "-n", side.name, "link", "set", "lo", "up")
+    call("ip", "link", "add", outer, "type", "veth", "peer", "name", CLIENT_INTERFACE, "netns", side.name)
+    call("ip", "link", "set", outer, "master", side.bridge, "up")
+    for address, length, flags in (
+        (side.ipv4_of(CLIENT_HOST), side.ipv4.prefixlen, ()),
+        (side.ipv6_of(CLIENT_HOST), side.ipv6.prefixlen, ("nodad",)),
+    ):
+        call("ip", "-n", side.name, "address", "add", f"{address}/{length}", "dev", CLIENT_INTERFACE, *flags)
+    call("ip", "-n", side.name, "link", "set", CLIENT_INTERFACE, "up")
+
+
+def _client_is_ours(side: Side) -> bool:
+    return (Path("/run/netns") / side.name).exists() and succeeds(
+        "ip", "-n", side.name, "link", "show", CLIENT_INTERFACE
+    )
+
+
+def _kill_inside(namespace: str) -> None:
+    """End what still runs in a client namespace: a rehearsal that was killed may have left helpers there."""
+    for pid in call("ip", "netns", "pids", namespace).split():
+        if int(pid) != os.getpid():
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def _exists(interface: str) -> bool:
+    return Path("/sys/class/net", interface).exists()
+
+
+def _refuse_collisions() -> None:
+    for side in SIDES:
+        if (Path("/run/netns") / side.name).exists() and not _client_is_ours(side):
+            raise RefusedError(
+                f"the controller already has a network namespace named {side.name!r} that is not the lab's",
+                f"rename or delete it: ip netns delete {side.name}",
+            )
+        for network in (side.ipv4, side.ipv6):
+            taken = overlapping(network, _controller_networks())
+            if taken:
+                raise RefusedError(
+                    f"the controller already uses {taken}, which overlaps the lab's {side.name} network {network}",
+                    "run the lab on a controller without that network",
+                )
+
+
+def _controller_networks() -> list[str]:
+    """Destinations of all the controller's routes, the lab's own and defaults left out."""
+    bridges = {side.bridge for side in SIDES}
+    routes = []
+    for family in ("-4", "-6"):
+        routes += json.loads(call("ip", family, "-j", "route", "show", "table", "main") or "[]")
+    return [route["dst"] for route in routes if route.get("dev") not in bridges and route["dst"] != "default"]
+
+
+def overlapping(network: ipaddress.IPv4Network | ipaddress.IPv6Network, others: Iterable[str]) -> str | None:
+    """The first of `others` that shares an address with `network`."""
+    for other in others:
+        candidate = ipaddress.ip_network(other, strict=False)
+        if candidate.version == network.version and candidate.overlaps(network):
+            return other
+    return None

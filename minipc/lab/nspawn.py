@@ -1,0 +1,121 @@
+"""The backend for systemd-nspawn: how a machine is started and killed.
+
+A machine is a user namespace of its own: its root may do what a machine's root does to its own network, mounts and
+processes, and nothing to the controller's clock, sysctls, audit, kernel log or devices.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from minipc.errors import MinipcError
+from minipc.lab import cgroups, network, ssh
+from minipc.lab.machine import Machine, ProcessId
+from minipc.lab.mounts import UID_COUNT
+from minipc.lab.shell import call, spawn_detached
+
+# systemd keeps 0x00080000 to 0x6fffffff for containers (https://systemd.io/UIDS-GIDS).
+FIRST_UID = 0x60000000
+
+DROPPED_CAPABILITIES = ("CAP_AUDIT_CONTROL", "CAP_AUDIT_WRITE", "CAP_SYS_TIME")
+ADDED_CAPABILITIES = ("CAP_NET_ADMIN", "CAP_IPC_LOCK")
+
+
+def make_disk(machine: Machine) -> None:
+    """The machine's own writable disk: a sparse file with an ext4 file system of a fixed size."""
+    with machine.disk.open("xb") as disk:
+        disk.truncate(machine.disk_gb * 1024**3)
+    options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard"
+    call("mkfs.ext4", "-q", "-m", "0", "-E", options, str(machine.disk))
+
+
+def start(machine: Machine) -> ProcessId:
+    """Boot the machine from its disk, in the background. Returns the process whose death ends it."""
+    pid = spawn_detached(
+        [
+            *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"),
+            *(sys.executable, "-m", "minipc.lab.supervisor", str(machine.directory)),
+        ],
+        log=machine.console_log,
+        pid_file=machine.directory / "process.pid",
+    )
+    process = ProcessId.of(pid)
+    if process is None:
+        raise MinipcError(f"{machine.name} ended at once: {tail(machine.console_log)}")
+    return process
+
+
+def kill(machine: Machine) -> None:
+    """Cut the power: end every process of the machine at once. Idempotent; its disk stays."""
+    if machine.process and machine.process.is_running():
+        os.kill(machine.process.pid, signal.SIGKILL)
+    cgroups.kill_and_remove(machine.name)
+    network.remove_cables(machine.index)
+    ssh.close_connections(machine.name)
+    _wait_until_detached(machine.disk)
+
+
+def first_uid(machine: Machine) -> int:
+    """The controller's user id of the machine's root."""
+    return FIRST_UID + machine.index * UID_COUNT
+
+
+def nspawn_command(machine: Machine, root: Path) -> list[str]:
+    return [
+        *("systemd-nspawn", "--quiet", "--keep-unit", "--register=no", "--boot", "--console=read-only"),
+        *("--directory", str(root), f"--machine={machine.name}"),
+        *(f"--private-users={first_uid(machine)}:{UID_COUNT}", "--private-users-ownership=off"),
+        f"--capability={','.join(ADDED_CAPABILITIES)}",
+        f"--drop-capability={','.join(DROPPED_CAPABILITIES)}",
+        "--private-network",
+        *(f"--network-veth-extra={network.cable(machine.index, side)}:{side.interface}" for side in network.SIDES),
+        *("--resolv-conf=off", "--timezone=off", "--link-journal=no"),
+    ]
+
+
+def nspawn_environment(machine: Machine) -> dict[str, str]:
+    """cgroup v2 inside, also on a controller with v1 (there without resource limits for single services)."""
+    return {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "TERM": "dumb"}
+
+
+def upper(machine: Machine) -> Path:
+    """The writable layer of a running machine, seen from outside its mount namespace."""
+    return _seen_from_outside(machine, "rw") / "upper"
+
+
+def root(machine: Machine) -> Path:
+    """The root of a running machine, seen from outside its mount namespace."""
+    return _seen_from_outside(machine, "root")
+
+
+def tail(log: Path, lines: int = 20) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
+
+
+def _seen_from_outside(machine: Machine, mountpoint: str) -> Path:
+    if machine.process is None:
+        raise MinipcError(f"{machine.name} is not running")
+    return Path(f"/proc/{machine.process.pid}/root{machine.directory / mountpoint}")
+
+
+def _wait_until_detached(disk: Path, timeout: float = 10) -> None:
+    """Wait until the kernel has unmounted the disk, shortly after the last process is gone."""
+    deadline = time.monotonic() + timeout
+    while _loop_device_of(disk):
+        if time.monotonic() > deadline:
+            raise MinipcError(f"{disk} is still attached to {_loop_device_of(disk)}", f"losetup -j {disk}")
+        time.sleep(0.01)
+
+
+def _loop_device_of(disk: Path) -> str | None:
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            if backing.read_text().strip() == str(disk):
+                return backing.parts[3]
+        except OSError:
+            continue  # detached while we looked
+    return None

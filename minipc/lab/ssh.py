@@ -1,0 +1,165 @@
+"""How the controller reaches machines: one key, one known_hosts and one ssh_config for pyinfra, testinfra and people.
+
+Host keys are made here before a machine boots and pinned. Nothing is ever trusted on first use.
+"""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from minipc.errors import MinipcError
+from minipc.lab.machine import Machine, lab_dir, load_all
+from minipc.lab.network import RUN_DIR
+from minipc.lab.shell import call
+
+# Short: the path of a Unix socket has at most 107 characters.
+CONTROL_DIR = RUN_DIR / "ssh"
+
+
+def ssh_config_path() -> Path:
+    return lab_dir() / "ssh_config"
+
+
+def known_hosts_path() -> Path:
+    return lab_dir() / "known_hosts"
+
+
+def client_key() -> Path:
+    """The lab's own private key, made on first use; machines accept it for root."""
+    key = lab_dir() / "id_ed25519"
+    if not key.exists():
+        _generate(key, "minipc-lab")
+    return key
+
+
+def client_public_key() -> str:
+    return client_key().with_suffix(".pub").read_text().strip()
+
+
+def generate_host_key(directory: Path, name: str) -> str:
+    """Make a machine's host key in `directory`; returns its public half without the comment."""
+    key = directory / "ssh_host_ed25519_key"
+    _generate(key, f"root@{name}")
+    return " ".join(key.with_suffix(".pub").read_text().split()[:2])
+
+
+def write_client_files() -> None:
+    """Write ssh_config and known_hosts for the machines there are now. Call it with the lab's lock held."""
+    machines = load_all()
+    CONTROL_DIR.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _replace(ssh_config_path(), render_ssh_config(machines, client_key(), known_hosts_path()))
+    _replace(known_hosts_path(), render_known_hosts(machines))
+
+
+def remove_client_files() -> None:
+    """With the last machine; the key stays."""
+    ssh_config_path().unlink(missing_ok=True)
+    known_hosts_path().unlink(missing_ok=True)
+
+
+def render_ssh_config(machines: Iterable[Machine], key: Path, known_hosts: Path) -> str:
+    hosts = "".join(
+        f"Host {machine.name}\n  HostName {machine.ssh_host}\n  Port {machine.ssh_port}\n  User {machine.ssh_user}\n\n"
+        for machine in machines
+    )
+    return f"""\
+# Written by `minipc lab`; use it as: ssh -F THIS_FILE MACHINE
+{hosts}Host *
+  IdentityFile "{key}"
+  IdentitiesOnly yes
+  IdentityAgent none
+  UserKnownHostsFile "{known_hosts}"
+  GlobalKnownHostsFile /dev/null
+  StrictHostKeyChecking yes
+  UpdateHostKeys no
+  HostKeyAlgorithms ssh-ed25519
+  BatchMode yes
+  ConnectTimeout 10
+  ServerAliveInterval 5
+  ServerAliveCountMax 3
+  ControlMaster auto
+  ControlPath {CONTROL_DIR}/%n-%r
+  ControlPersist 60
+"""
+
+
+def render_known_hosts(machines: Iterable[Machine]) -> str:
+    """One line per machine, for its alias and its address (clients look up either)."""
+    lines = []
+    for machine in machines:
+        names = [machine.name, machine.ssh_host]
+        if machine.ssh_port != 22:
+            names = [f"[{name}]:{machine.ssh_port}" for name in names]
+        lines.append(f"{','.join(names)} {machine.host_key}\n")
+    return "".join(lines)
+
+
+def ssh_command(machine: Machine, *argv: str) -> list[str]:
+    """The controller's command line that runs `argv` (or a shell) on the machine."""
+    return ["ssh", "-F", str(ssh_config_path()), machine.name, *(["--", shlex.join(argv)] if argv else [])]
+
+
+def run(
+    machine: Machine, argv: Sequence[str], *, check: bool = True, stdin: str = "", timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run a program on the machine as root.
+
+    Args:
+        argv: program and arguments; a shell line is `["sh", "-c", line]`.
+        timeout: seconds.
+
+    Raises:
+        MinipcError: it failed (with `check`), or did not end in time.
+    """
+    try:
+        done = subprocess.run(ssh_command(machine, *argv), input=stdin, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        raise MinipcError(f"{machine.name}: `{shlex.join(argv)}` did not end within {timeout:.0f} s") from error
+    if check and done.returncode != 0:
+        raise MinipcError(f"{machine.name}: `{shlex.join(argv)}` failed ({done.returncode}): {done.stderr.strip()}")
+    return done
+
+
+def close_connections(name: str) -> None:
+    """End the shared connections to a machine, so that none outlives it."""
+    for control in CONTROL_DIR.glob(f"{name}-*"):
+        if control.name.rpartition("-")[0] == name:
+            subprocess.run(
+                ["ssh", "-F", "/dev/null", "-o", f"ControlPath={control}", "-O", "exit", "-q", name],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=10,
+            )
+            control.unlink(missing_ok=True)
+
+
+def wait_for_sshd(host: str, port: int, *, deadline: float) -> bool:
+    """Wait until an SSH server answers. `deadline` is in terms of time.monotonic()."""
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((host, port), timeout=1) as connection:
+                connection.settimeout(5)
+                if connection.recv(4) == b"SSH-":
+                    return True
+        except OSError:
+            pass
+        time.sleep(0.02)
+    return False
+
+
+def _generate(key: Path, comment: str) -> None:
+    key.unlink(missing_ok=True)
+    key.with_suffix(".pub").unlink(missing_ok=True)
+    call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(key))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    temporary.chmod(0o600)
+    temporary.rename(path)

@@ -1,0 +1,105 @@
+"""The process that *is* a machine on the controller: `python -m minipc.lab.supervisor DIRECTORY`.
+
+`nspawn.start` starts it as the first process of a new pid namespace and in a private mount namespace. It mounts the
+machine's root there, gives it its identity once, and boots it again whenever it reboots. When it dies, for whatever
+reason, the kernel ends every process of the machine and drops every mount, loop device and interface with it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from minipc.errors import MinipcError
+from minipc.lab import cgroups, debs, network, nspawn, ssh
+from minipc.lab.machine import FIRST_HOST, Machine, load
+from minipc.lab.mounts import mount_root
+from minipc.lab.shell import clean_environment
+
+REBOOT = 133  # systemd-nspawn --keep-unit exits with it when the machine asked for a reboot
+
+
+def main(directory: Path) -> int:
+    subject = load(directory)
+    if subject is None:
+        raise MinipcError(f"no machine in {directory}")
+    cgroups.enter(subject.name, subject.memory_mb)
+    layer = debs.layer_of(subject.name)
+    layers = [*([layer] if layer else []), Path(subject.image)]
+    root = mount_root(directory, subject.disk, layers, nspawn.first_uid(subject))
+    give_identity(subject, root)
+    while (code := boot(subject, root)) == REBOOT:
+        pass
+    return code
+
+
+def boot(subject: Machine, root: Path) -> int:
+    """One run of the machine, from power-on until it stops. Returns nspawn's exit code."""
+    process = subprocess.Popen(
+        nspawn.nspawn_command(subject, root),
+        stdin=subprocess.DEVNULL,
+        env={**clean_environment(), **nspawn.nspawn_environment(subject)},
+    )
+    threading.Thread(target=plug_in, args=(subject, process), daemon=True).start()
+    return process.wait()
+
+
+def plug_in(subject: Machine, process: subprocess.Popen[bytes]) -> None:
+    """Connect both interfaces as soon as nspawn has made them."""
+    for side in network.SIDES:
+        while not network.attach(network.cable(subject.index, side), side) and process.poll() is None:
+            time.sleep(0.005)
+
+
+def give_identity(subject: Machine, root: Path) -> None:
+    """Name, keys and addresses, once in the life of the machine's disk: later changes are the machine's own."""
+    done = root.parent / "rw" / "has-identity"
+    if done.exists():
+        return
+    private_key = (subject.directory / "ssh_host_ed25519_key").read_text()
+    servers = network.nameservers()
+    files = {
+        "etc/hostname": (f"{subject.name}\n", 0o644),
+        "etc/hosts": (f"127.0.0.1 localhost\n127.0.1.1 {subject.name}\n::1 localhost ip6-localhost\n", 0o644),
+        "etc/resolv.conf": ("".join(f"nameserver {server}\n" for server in servers), 0o644),
+        "etc/ssh/ssh_host_ed25519_key": (private_key, 0o600),
+        "etc/ssh/ssh_host_ed25519_key.pub": (f"{subject.host_key}\n", 0o644),
+        "root/.ssh/authorized_keys": (ssh.client_public_key() + "\n", 0o600),
+    }
+    for side in network.SIDES:
+        files[f"etc/systemd/network/10-{side.interface}.network"] = (render_networkd(subject, side), 0o644)
+    owner = nspawn.first_uid(subject)
+    for name, (text, mode) in files.items():
+        path = root / name
+        if not path.parent.exists():
+            path.parent.mkdir(mode=0o700)
+            os.chown(path.parent, owner, owner)
+        path.touch(mode=0o600)
+        path.write_text(text)
+        path.chmod(mode)
+        os.chown(path, owner, owner)
+    done.touch()
+
+
+def render_networkd(subject: Machine, side: network.Side) -> str:
+    """Static addresses. Only the public side has a default route, and only for IPv4: there is no IPv6 way out."""
+    host = FIRST_HOST + subject.index
+    gateway = f"Gateway={side.ipv4_of(network.CONTROLLER_HOST)}\n" if side == network.PUBLIC else ""
+    return f"""\
+[Match]
+Name={side.interface}
+
+[Network]
+Address={side.ipv4_of(host)}/{side.ipv4.prefixlen}
+Address={side.ipv6_of(host)}/{side.ipv6.prefixlen}
+{gateway}IPv6AcceptRA=no
+IPv6DuplicateAddressDetection=0
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
