@@ -19,7 +19,6 @@ import httpx
 
 from minipc.artifacts.catalogue import safe_url
 from minipc.artifacts.errors import UnobtainableError
-from minipc.artifacts.files import CHUNK
 from minipc.artifacts.meter import Meter
 
 BACKOFF = (1.0, 4.0, 16.0)  # seconds before the second, third and fourth try
@@ -80,7 +79,7 @@ class Downloader:
             with self._get(url, {}) as response:
                 _check_status(response)
                 content = bytearray()
-                for chunk in response.iter_bytes(CHUNK):
+                for chunk in response.iter_bytes():
                     content += chunk
                     if len(content) > _MAX_TEXT:
                         raise UnobtainableError(f"{_shown(url)} is larger than {_MAX_TEXT} bytes")
@@ -139,7 +138,8 @@ class Downloader:
         meter.at(done, total)
         with partial.open("ab") as file:
             # Raw: the hash is of the bytes as published, whatever Content-Encoding says.
-            for chunk in response.iter_raw(CHUNK):
+            # As it arrives: larger pieces would be lost when the connection is cut.
+            for chunk in response.iter_raw():
                 file.write(chunk)
                 done += len(chunk)
                 meter.at(done, total)

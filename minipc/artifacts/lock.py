@@ -105,7 +105,7 @@ class Lock:
                     "find out why the publisher's file changed; to accept it, remove the old entry by hand first",
                 )
             try:
-                write_atomically(self.path, _rendered([*entries.values(), new]).encode(), mode=0o644)
+                write_atomically(self.path, rendered([*entries.values(), new]).encode(), mode=0o644)
             except OSError as error:
                 raise ConfigError(
                     f"{self.path} can't be written: {os.strerror(error.errno or 0)}",
@@ -114,7 +114,8 @@ class Lock:
             return True
 
 
-def _rendered(entries: list[Locked]) -> str:
+def rendered(entries: list[Locked]) -> str:
+    """The lock file's text; the order of the entries doesn't matter."""
     blocks = [_HEADER]
     for entry in sorted(entries, key=lambda entry: entry.key):
         # A JSON string is a TOML basic string; control characters can't be in any of the values.
