@@ -104,7 +104,7 @@ def host() -> None:
     unit(name="apply kernel settings", unit="systemd-sysctl.service", restart_on=[kernel])
     unit(name="bring up the service address", unit="minipc-service-address.service", restart_on=[address])
     unit(name="keep time", unit="chrony.service", restart_on=[time])
-    unit(name="reload SSH", unit="ssh.service", restart_on=[ssh], how="reload")
+    unit(name="reload SSH", unit="ssh.service", reload_on=[ssh])
     unit(name="upgrade unattended", unit="apt-daily-upgrade.timer")
 
 

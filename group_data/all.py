@@ -14,6 +14,14 @@ secrets_age_recipients = []
 # for the backend "vault" and for `minipc secrets copy`. Credentials are never here.
 secrets_vault = None
 
+# --- secrets: where they are kept (docs/reference/secrets.md) -------------------------------------------------------
+# OPTIONAL. "age": an encrypted file in secrets/, works offline. "vault": Vault or OpenBao, described by secrets_vault.
+secrets_backend = "age"
+# OPTIONAL. Public keys (age1…) that may open the age file besides your own.
+secrets_age_recipients = []
+# OPTIONAL. How to reach Vault or OpenBao; REQUIRED for the backend "vault". Keys: minipc/secrets/settings.py.
+secrets_vault = None
+
 # --- host: Debian itself -------------------------------------------------------------------------------------------
 # OPTIONAL. Host name; shows in prompts, logs and metrics.
 host_name = "minipc"
@@ -23,8 +31,8 @@ host_timezone = "Etc/UTC"
 host_apt_mirror = None
 # OPTIONAL. The same for security updates; only used together with host_apt_mirror.
 host_apt_security_mirror = None
-# OPTIONAL. The person's account: logs in by key, becomes root by sudo.
-host_operator_user = "operator"
+# OPTIONAL. The person's account: logs in by key, becomes root by sudo. Not "operator": Debian has a group of that name.
+host_operator_user = "ops"
 # REQUIRED in production.py: public keys (lines of .pub files) that may log in as the operator and, from the operator
 # side only, as root to converge.
 host_operator_keys = []

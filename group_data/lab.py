@@ -10,9 +10,11 @@ host_journal_max_mb = 256
 # The lab's two sides are two interfaces.
 firewall_public_interfaces = ["public0"]
 firewall_operator_interfaces = ["operator0"]
-firewall_operator_networks = ["10.77.0.0/24", "fd77::/64"]
+firewall_operator_networks = ["10.77.0.0/24", "fd77:6c61:6200::/64"]
 
 redis_maxmemory_mb = 32
+# A lab machine sees all of the controller's memory, and shares it with others.
+postgres_shared_buffers_percent = 1
 
 # Where K3s can't be had the same code runs under systemd, and the report says so.
 workload_runtime = "stand-in"

@@ -53,6 +53,7 @@ COMPONENTS: tuple[Component, ...] = (
     Component("redis", "Redis: the cache; nothing in it needs to survive", ("host",), data_class="cache"),
     Component("workload", "the service itself: API, workers, migrations", ("postgres", "redis")),
     Component("edge", "Caddy: the public door", ("host", "firewall")),
+    Component("release", "what runs here: commit, versions, when", ("host",)),
 )
 
 BY_NAME = {component.name: component for component in COMPONENTS}
@@ -74,5 +75,11 @@ def select(names: Iterable[str]) -> list[Component]:
 
 
 def deploy_files(names: Iterable[str] = ()) -> list[str]:
-    """Absolute paths of the deploy files of the named components, in converge order."""
-    return [str(ROOT / component.deploy) for component in select(names)]
+    """Absolute paths of the deploy files to run: `site.py` when no component is named, else those named and `release`.
+
+    Raises:
+        ConfigError: as in `select`.
+    """
+    wanted = list(names)
+    chosen = [component.deploy for component in select([*wanted, "release"])] if wanted else ["deploys/site.py"]
+    return [str(ROOT / path) for path in chosen]

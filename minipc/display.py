@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minipc import timeline
-from minipc.records import Component, Record, headline
+from minipc.records import Component, Record, headline, shown_as
 from minipc.verdicts import SIGNS, words
 from minipc.wording import clock, count, duration, one_line, quantity, within
 
@@ -270,9 +270,8 @@ def print_summary(
 
 
 def _headline(record: Record) -> Text:
-    gaps = record.verdict == "pass" and record.exercised.not_exercised
-    style = STYLES["not-exercised" if gaps else record.verdict]
-    return Text(f"{SIGNS[record.verdict]} {headline(record)}", f"bold {style.removeprefix('bold ')}")
+    style = STYLES[shown_as(record)].removeprefix("bold ")
+    return Text(f"{SIGNS[record.verdict]} {headline(record)}", f"bold {style}")
 
 
 def _context(record: Record) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import fnmatch
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ from minipc.config import Settings, parse
 from minipc.errors import MinipcError, RefusedError
 from minipc.facts.machine import IDENTITY_FILE, MachineIdentity
 from minipc.progress import record_operations, write_event
+from minipc.secrets import Secret, load
 from minipc.timeline import Note, Refused
 
 _INTERRUPTED = 130
@@ -42,6 +43,23 @@ def config() -> Settings:
         except MinipcError as error:
             stop(error)
     return _settings[host.name]
+
+
+def secrets(names: Mapping[str, str], optional: Iterable[str] = ()) -> dict[str, Secret]:
+    """The named secrets, resolved while pyinfra prepares: a missing one stops the run before its first change.
+
+    Args:
+        names: what the template calls it -> name in the secret store.
+        optional: keys of `names` that may be missing; they are left out.
+    """
+    wanted = {key: name for key, name in names.items() if key not in set(optional)}
+    maybe = {key: name for key, name in names.items() if key in set(optional)}
+    try:
+        found = load(config().environment, wanted.values(), optional=maybe.values())
+    except MinipcError as error:
+        stop(error)
+    there = {key: secret for key, name in maybe.items() if (secret := found.optional(name))}
+    return {key: found[name] for key, name in wanted.items()} | there
 
 
 def stop(error: MinipcError) -> NoReturn:

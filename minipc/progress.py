@@ -13,8 +13,8 @@ from pyinfra.api.state import BaseStateCallback, State
 
 from minipc.components import BY_NAME
 from minipc.timeline import Event, EventWriter, OperationEnd, OperationStart, Plan
+from minipc.variables import EVENTS_VARIABLE
 
-EVENTS_VARIABLE = "MINIPC_EVENTS"
 _writer = EventWriter(os.environ[EVENTS_VARIABLE]) if os.environ.get(EVENTS_VARIABLE) else None
 _recorded: set[int] = set()
 

@@ -43,6 +43,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def thousands(number: int) -> str:
+    """`18 240`, with narrow spaces that don't break."""
+    return f"{number:,}".replace(",", "\u202f")
+
+
 def one_line(text: str) -> str:
     """The text on one line, without colour codes and control characters."""
     return " ".join(_CONTROLS.sub(" ", _ANSI.sub("", text)).split())
@@ -56,3 +61,8 @@ def first_line(text: str) -> str:
 def within(component: str, name: str) -> str:
     """An operation's name where its component is shown beside it: `redis: configure` becomes `configure`."""
     return one_line(name.removeprefix(f"{component}: "))
+
+
+def plain(text: str) -> str:
+    """The text with its lines, but without colour codes and control characters."""
+    return "\n".join(_CONTROLS.sub(" ", _ANSI.sub("", line)).rstrip() for line in text.strip("\n").splitlines())

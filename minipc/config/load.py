@@ -131,6 +131,8 @@ def _explain(detail: ErrorDetails) -> str:
             return f"{key} = {given!r}: too small; allowed: {context['ge']} or more; nearest: {context['ge']}"
         case "less_than_equal":
             return f"{key} = {given!r}: too large; allowed: {context['le']} or less; nearest: {context['le']}"
+        case "value_error" if isinstance(given, dict):  # a rule between keys
+            return f"{key}: {context['error']}"
         case "value_error":
             return f"{key} = {given!r}: {context['error']}"
         case _:

@@ -6,9 +6,9 @@ No defaults here: every tunable is written once, in `group_data/`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from minipc.config.types import (
     Address,
@@ -84,6 +84,14 @@ class PostgresSettings(Strict):
     shared_buffers_percent: Percent
     max_connections: Annotated[int, Field(ge=20, le=1000)]
     slow_statement_ms: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _owners_are_roles(self) -> Self:
+        names = [role.name for role in self.roles]
+        for database in self.databases:
+            if database.owner not in names:
+                raise ValueError(f"owner {database.owner!r} of database {database.name!r} is not among the roles {names}")
+        return self
 
 
 class RedisUser(Strict):

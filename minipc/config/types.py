@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from typing import Annotated
@@ -59,12 +60,16 @@ def _pattern(pattern: re.Pattern[str], what: str, example: str) -> AfterValidato
 
 
 def _ssh_public_key(value: str) -> str:
-    parts = value.split()
-    if len(parts) < 2 or not (parts[0].startswith(("ssh-ed25519", "ecdsa-sha2-", "sk-")) or parts[0] == "ssh-rsa"):
-        raise ValueError(
-            "not an SSH public key; allowed: the line of a .pub file, such as 'ssh-ed25519 AAAA… you@laptop'"
-        )
-    return value
+    kind, _, rest = value.strip().partition(" ")
+    try:
+        # The blob begins with its own type, length first (RFC 4253, 6.6).
+        blob = base64.b64decode(rest.split()[0], validate=True)
+        matches = blob[4 : 4 + int.from_bytes(blob[:4])] == kind.encode()
+    except (IndexError, ValueError):
+        matches = False
+    if not matches:
+        raise ValueError("not an SSH public key; allowed: the line of a .pub file: 'ssh-ed25519 AAAAC3… you@laptop'")
+    return value.strip()
 
 
 def _url(value: str) -> str:

@@ -23,7 +23,8 @@ class MachineSize(FactBase[dict[str, int]]):
     """`memory_mb` and `cpus` as the machine's kernel sees them."""
 
     def command(self) -> str:
-        return "printf '{\"memory_mb\": %s, \"cpus\": %s}' $(awk '/^MemTotal/ {print int($2/1024)}' /proc/meminfo) $(nproc)"
+        memory = "$(awk '/^MemTotal/ {print int($2/1024)}' /proc/meminfo)"
+        return f"printf '{{\"memory_mb\": %s, \"cpus\": %s}}' {memory} $(nproc)"
 
     def process(self, output: list[str]) -> dict[str, int]:
         return {str(key): int(value) for key, value in json.loads(output[0]).items()}

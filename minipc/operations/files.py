@@ -233,8 +233,13 @@ def _install_script(changed: Sequence[Entry], stage: str) -> str:
     head = ["set -eu", "umask 077"]
     if candidates:
         head += [
-            f"trap 'rm -rf -- {stage} {' '.join(candidates)}' EXIT",
-            f'refuse() {{ echo "refused: the check of $1 failed, nothing was replaced:" >&2; cat {stage}/check >&2; exit 1; }}',
+            f"cleanup() {{ rm -rf -- {stage} {' '.join(candidates)}; }}",
+            "trap cleanup EXIT",
+            "refuse() {",
+            '  echo "refused: the check of $1 failed, nothing was replaced:" >&2',
+            f"  cat {stage}/check >&2",
+            "  exit 1",
+            "}",
             f"tar -xf {stage}/files.tar -C {stage}",
         ]
         # The content reaches the disk before its name does: a power cut leaves the old file or the new one.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Generator, Sequence
-from typing import Literal
 
 from pyinfra import context
 from pyinfra.api import StringCommand, operation
@@ -26,29 +25,36 @@ def unit(
     name: str,
     unit: str,
     restart_on: Sequence[Placed] = (),
-    how: Literal["restart", "reload"] = "restart",
+    reload_on: Sequence[Placed] = (),
     enabled: bool = True,
 ) -> OperationMeta:
     """Has the unit enabled, running, and running with the configuration that was placed.
 
     Args:
-        restart_on: what `place` returned for the files that the unit reads.
-        how: "reload" for a service that takes over a new configuration without dropping clients.
+        restart_on: what `place` returned for the files that the unit reads only when it starts.
+        reload_on: the same for files that it takes over on a reload, without dropping clients.
     """
-    digest = hashlib.sha256("".join(placed.digest for placed in restart_on).encode()).hexdigest()
-    return unit_active(name=name, unit=unit, digest=digest, how=how, enabled=enabled)
+    return unit_active(
+        name=name, unit=unit, restart_digest=_digest(restart_on), reload_digest=_digest(reload_on), enabled=enabled
+    )
+
+
+def _digest(placed: Sequence[Placed]) -> str:
+    return hashlib.sha256("".join(each.digest for each in placed).encode()).hexdigest()[:32]
 
 
 @operation()
-def unit_active(unit: str, digest: str, how: str, enabled: bool) -> Generator[StringCommand, None, None]:
-    """Enable, reload systemd when it asks for it, start or restart, then write the stamp."""
+def unit_active(
+    unit: str, restart_digest: str, reload_digest: str, enabled: bool
+) -> Generator[StringCommand, None, None]:
+    """Enable, reload systemd when it asks for it, restart or reload, then write the stamp."""
     state: dict[str, str] = context.host.get_fact(UnitState, unit=unit)
-    steps = _steps(state, unit, digest, how, enabled)
+    steps = steps_to(state, unit, restart_digest, reload_digest, enabled)
     if steps:
         yield StringCommand("sh", "-c", shlex.quote("\n".join(["set -eu", *steps])))
 
 
-def _steps(state: dict[str, str], unit: str, digest: str, how: str, enabled: bool) -> list[str]:
+def steps_to(state: dict[str, str], unit: str, restart_digest: str, reload_digest: str, enabled: bool) -> list[str]:
     """The shell lines that bring the unit from `state` to what is wanted; none when it is there."""
     quoted = shlex.quote(unit)
     steps = []
@@ -56,19 +62,24 @@ def _steps(state: dict[str, str], unit: str, digest: str, how: str, enabled: boo
         steps.append("systemctl daemon-reload")
     if enabled and state.get("UnitFileState") not in ("enabled", "static", "generated", "alias", "indirect"):
         steps.append(f"systemctl enable --quiet {quoted}")
-    stale = state.get("Stamp") != digest
+    stamp = f"{restart_digest} {reload_digest}"
+    running_with, _, loaded_with = state.get("Stamp", "").partition(" ")
     active = state.get("ActiveState") == "active"
-    if stale or not (active or _rests(state)):
+    verb = ""
+    if running_with != restart_digest or not (active or _rests(state)):
+        verb = "restart"
+    elif loaded_with != reload_digest:
+        verb = "reload" if active else "restart"
+    if verb:
         steps.append(f"systemctl reset-failed {quoted} 2>/dev/null || true")
-        verb = f"{how if active and how == 'reload' else 'restart'}"
         steps.append(f"systemctl {verb} {quoted} || {{ journalctl -u {quoted} -n 20 --no-pager -o cat >&2; exit 1; }}")
-    if stale:
-        stamp = shlex.quote(stamp_path(unit))
+    if state.get("Stamp") != stamp:
+        path = shlex.quote(stamp_path(unit))
         steps += [
             f"install -d -m 755 {STAMPS}",
-            f"echo {digest} > {stamp}.new",
-            f"sync {stamp}.new",
-            f"mv {stamp}.new {stamp}",
+            f"echo {stamp} > {path}.new",
+            f"sync {path}.new",
+            f"mv {path}.new {path}",
         ]
     return steps
 

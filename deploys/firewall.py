@@ -1,0 +1,37 @@
+"""nftables: what may come in, and from which side. Our own table only; nobody else's rules are touched.
+
+pyinfra inventory/production.py deploys/firewall.py
+"""
+
+from pyinfra.api import deploy
+from pyinfra.operations import apt
+
+from minipc.guards import config
+from minipc.operations import HOLD_STARTS, Absent, File, place, unit
+
+
+@deploy("firewall")
+def firewall() -> None:
+    settings = config()
+
+    # install
+    apt.packages(name="install packages", packages=["nftables"], _env=HOLD_STARTS)
+
+    # configure
+    rules = place(
+        name="configure the rules",
+        component="firewall",
+        entries=[
+            File("rules.nft.j2", "/etc/minipc/firewall.nft", mode="640", check="nft -c -f {path}"),
+            File("minipc-firewall.service", "/etc/systemd/system/minipc-firewall.service"),
+            # Debian's own unit flushes everybody's rules when it stops; ours takes its place.
+            Absent("/etc/systemd/system/sysinit.target.wants/nftables.service"),
+        ],
+        values={"firewall": settings.firewall},
+    )
+
+    # activate
+    unit(name="apply the rules", unit="minipc-firewall.service", reload_on=[rules])
+
+
+firewall()

@@ -1,0 +1,61 @@
+"""PostgreSQL 17: everything that must not be lost.
+
+pyinfra inventory/production.py deploys/postgres.py
+"""
+
+from pyinfra import host
+from pyinfra.api import deploy
+from pyinfra.operations import apt
+
+from minipc.facts.machine import MachineSize
+from minipc.guards import config, secrets
+from minipc.operations import HOLD_STARTS, Directory, File, place, unit
+from minipc.operations.postgres import access_present, cluster_created
+from minipc.sizes import postgres_memory
+
+VERSION = "17"
+ETC = f"/etc/postgresql/{VERSION}/main"
+
+
+@deploy("postgres")
+def postgres() -> None:
+    settings = config()
+    passwords = secrets({role.name: f"postgres.password.{role.name}" for role in settings.postgres.roles})
+    memory = postgres_memory(host.get_fact(MachineSize)["memory_mb"], settings.postgres.shared_buffers_percent)
+
+    # install
+    place(
+        name="forbid an accidental cluster",
+        component="postgres",
+        entries=[File("createcluster.conf", "/etc/postgresql-common/createcluster.conf")],
+    )
+    apt.packages(name="install packages", packages=[f"postgresql-{VERSION}"], _env=HOLD_STARTS)
+    cluster_created(name="create the cluster where there is none", version=VERSION, cluster="main")
+
+    # configure
+    files = place(
+        name="configure",
+        component="postgres",
+        entries=[
+            Directory(f"{ETC}/conf.d", owner="postgres"),
+            File("minipc.conf.j2", f"{ETC}/conf.d/minipc.conf", owner="postgres", mode="640"),
+            File("pg_hba.conf.j2", f"{ETC}/pg_hba.conf", owner="postgres", mode="640"),
+            File("override.conf", f"/etc/systemd/system/postgresql@{VERSION}-main.service.d/minipc.conf"),
+        ],
+        values={"postgres": settings.postgres, "host": settings.host, "memory": memory},
+    )
+
+    # activate
+    unit(name="activate", unit=f"postgresql@{VERSION}-main.service", restart_on=[files])
+    unit(name="start at boot", unit="postgresql.service")
+    access_present(
+        name="create roles, databases and extensions",
+        port=settings.postgres.port,
+        roles=settings.postgres.roles,
+        databases=settings.postgres.databases,
+        passwords=passwords,
+        extensions=["pg_stat_statements"],
+    )
+
+
+postgres()

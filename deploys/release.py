@@ -1,0 +1,28 @@
+"""What runs here: git commit, versions, when. Last, so that it is only written once everything before it worked.
+
+pyinfra inventory/production.py deploys/release.py
+"""
+
+from pyinfra.api import deploy
+
+from minipc.guards import config
+from minipc.operations.release import release_recorded
+
+PACKAGES = [
+    "caddy",
+    "chrony",
+    "nftables",
+    "openssh-server",
+    "postgresql-17",
+    "redis-server",
+    "systemd",
+]
+
+
+@deploy("release")
+def release() -> None:
+    config()
+    release_recorded(name="write down what runs here", packages=PACKAGES)
+
+
+release()

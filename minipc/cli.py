@@ -1,0 +1,189 @@
+"""The command line. Thin: each command calls one function of a room or playbook and turns its outcome into an exit code.
+
+0 pass, 1 fail, 2 changes pending, 3 refused by a guard, 4 could not verify.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from minipc.errors import EXIT_CHANGES_PENDING, EXIT_FAIL, MinipcError
+
+_LAZY = {
+    "lab": "minipc.lab.cli:lab",
+    "artifacts": "minipc.artifacts.cli:artifacts",
+    "secrets": "minipc.secrets.cli:secrets",
+}
+
+
+class _Rooms(click.Group):
+    """Loads a room's commands only when they are asked for: `minipc plan` needs no lab."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_LAZY])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _LAZY:
+            module, _, attribute = _LAZY[cmd_name].partition(":")
+            command: click.Command = getattr(__import__(module, fromlist=[attribute]), attribute)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Rooms, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="minipc")
+def cli() -> None:
+    """One command turns a blank machine into the same service again.
+
+    The inventory `production` is inventory/production.py; `lab` is whatever `minipc lab up` made.
+    """
+
+
+def _environment_option(command: Any) -> Any:
+    command = click.option("--host", "alias", help="Which machine, when the inventory has several.")(command)
+    return click.option(
+        "--inventory", "environment", type=click.Choice(["production", "lab"]), default="production", show_default=True
+    )(command)
+
+
+@cli.command()
+def components() -> None:
+    """List the components, in converge order."""
+    from minipc.components import COMPONENTS
+
+    for component in COMPONENTS:
+        click.echo(f"{component.name:12} {component.summary}")
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[COMPONENT]…")
+@_environment_option
+def plan(names: tuple[str, ...], environment: Any, alias: str | None) -> None:
+    """Show what a converge would change, secrets hidden. Exits 2 when there is anything."""
+    from minipc.components import deploy_files
+    from minipc.converge import plan as look
+    from minipc.inventory import the_target
+
+    files = deploy_files(names)
+    target = the_target(environment, alias)
+    pending, diff = look(environment, files, limit=target.alias)
+    if diff:
+        click.echo(diff)
+    for change in pending:
+        click.echo(f"would change  {change.component}: {change.name}")
+    click.echo(f"{len(pending)} changes pending on {target.alias}")
+    if pending:
+        sys.exit(EXIT_CHANGES_PENDING)
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[COMPONENT]…")
+@_environment_option
+def apply(names: tuple[str, ...], environment: Any, alias: str | None) -> None:
+    """Converge everything, or the named components: the same pyinfra command as in README, with timing and a record."""
+    from playbooks.apply import apply as run
+
+    sys.exit(run(environment, names, alias))
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[COMPONENT]…")
+@_environment_option
+def verify(names: tuple[str, ...], environment: Any, alias: str | None) -> None:
+    """Check that the machine does what it should, from outside and inside."""
+    from playbooks.apply import check
+
+    sys.exit(check(environment, names, alias))
+
+
+@cli.command()
+@click.option(
+    "--as",
+    "group",
+    type=click.Choice(["lab", "production"]),
+    default="lab",
+    show_default=True,
+    help="Whose group_data to try, with generated secrets.",
+)
+@click.option("--backend", type=click.Choice(["nspawn"]), default="nspawn", show_default=True)
+@click.option("--keep", is_flag=True, help="Leave the machine up and say how to reach it.")
+@click.option("--strict", is_flag=True, help="Exit 4 when anything was NOT EXERCISED.")
+def rehearse(group: Any, backend: str, keep: bool, strict: bool) -> None:
+    """A blank disposable machine becomes the mini PC, is verified, timed, and thrown away."""
+    from minipc.records import exit_code
+    from playbooks.rehearse import Options
+    from playbooks.rehearse import rehearse as run
+
+    record, _, _ = run(Options(group=group, backend=backend, keep=keep))
+    sys.exit(exit_code(record, strict=strict))
+
+
+@cli.command()
+@click.argument("alias", metavar="HOST")
+@click.option("--fingerprint", required=True, help="SHA256:… of its SSH host key, read on its own screen.")
+@click.option("--inventory", "environment", type=click.Choice(["production", "lab"]), default="production")
+def adopt(alias: str, fingerprint: str, environment: Any) -> None:
+    """Enrol a machine that is blank or already ours: pin its host key and give it an identity."""
+    from minipc.inventory import the_target
+    from playbooks.adopt import adopt as enrol
+
+    target = the_target(environment, alias)
+    pin = enrol((target.alias, target.data), fingerprint)
+    click.echo(f"{alias} is enrolled as {pin.identity}; commit inventory/pins.json")
+
+
+@cli.command()
+@click.argument("group", type=click.Choice(["lab", "production"]), default="production")
+def config(group: Any) -> None:
+    """Check the configuration of a group and print it."""
+    from rich import print_json
+
+    from minipc.inventory import targets
+
+    found = targets(group)
+    for target in found:
+        print_json(target.settings.model_dump_json())
+    click.echo(f"{group}: the configuration is valid; {len(found)} machine(s)")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.option("--long", "long_", is_flag=True, help="Fault tables, emulation, large data; stores a dated record.")
+@click.argument("pytest_args", nargs=-1)
+def test(long_: bool, pytest_args: tuple[str, ...]) -> None:
+    """Run the project's own tests and say what could not be exercised."""
+    from minipc.selftest import run_tests
+
+    sys.exit(run_tests(long_, pytest_args))
+
+
+@cli.command()
+@click.option("--install", is_flag=True, help="Install what is missing with apt (root).")
+def doctor(install: bool) -> None:
+    """Check everything this controller needs, before anything changes."""
+    from minipc.doctor import examine
+
+    sys.exit(examine(install))
+
+
+def main() -> None:
+    """Entry point: expected errors become their message and exit code, never a traceback."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: run the same command again, it goes on where it stopped", err=True)
+        sys.exit(130)
+    except MinipcError as error:
+        click.secho(f"minipc: {error}", err=True, fg="red")
+        sys.exit(error.exit_code or EXIT_FAIL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Runs pyinfra as any user would, in a process of its own, and keeps what it said and did.
+
+There is no second way to converge: the command is the one a person types, with `-y`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minipc.errors import EXIT_FAIL, EXIT_REFUSED, MinipcError, RefusedError
+from minipc.inventory import Environment, inventory_file
+from minipc.paths import ROOT
+from minipc.progress import split_name
+from minipc.variables import EVENTS_VARIABLE
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_TAIL_LINES = 25
+
+
+class ConvergeError(MinipcError):
+    """pyinfra ended with an error; the tail of what it said is part of the message."""
+
+    def __init__(self, what: str, next_step: str, exit_code: int) -> None:
+        super().__init__(what, next_step)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class PendingChange:
+    """An operation that would change something."""
+
+    component: str
+    name: str
+
+
+def pyinfra_command(environment: Environment, files: Sequence[str], *options: str) -> list[str]:
+    """What a person would type."""
+    relative = [os.path.relpath(file, ROOT) for file in files]
+    inventory = os.path.relpath(inventory_file(environment), ROOT)
+    return [str(Path(sys.executable).parent / "pyinfra"), *options, inventory, *relative]
+
+
+def converge(
+    environment: Environment,
+    files: Sequence[str],
+    *,
+    log: Path,
+    events: Path | None = None,
+    limit: str | None = None,
+    env: dict[str, str] | None = None,
+) -> None:
+    """Converges the machines of an inventory.
+
+    Args:
+        files: deploy files, in order.
+        log: where everything that pyinfra prints goes.
+        events: where the deploys write their events (see `minipc/timeline.py`).
+
+    Raises:
+        RefusedError: a guard in the deploys refused; nothing was changed.
+        ConvergeError: an operation failed, the connection broke, or the run was interrupted.
+    """
+    options = ["-y", *(["--limit", limit] if limit else [])]
+    command = pyinfra_command(environment, files, *options)
+    variables = os.environ | (env or {}) | ({EVENTS_VARIABLE: str(events)} if events else {})
+    with log.open("ab") as output:
+        output.write(f"$ {' '.join(command)}\n".encode())
+        output.flush()
+        start = output.tell()
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=variables
+        )
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait(timeout=20)
+            raise
+    if code:
+        raise _failure(code, _said(log, start), log, command)
+
+
+def plan(
+    environment: Environment, files: Sequence[str], *, limit: str | None = None, env: dict[str, str] | None = None
+) -> tuple[list[PendingChange], str]:
+    """What a converge would change, and the diff (secrets hidden). Changes nothing.
+
+    Raises:
+        RefusedError: a guard refused.
+        ConvergeError: pyinfra could not look.
+    """
+    # Never with -y: `--dry -y` reports no changes at all (pyinfra 3.10).
+    options = ["--dry", "--json", "--diff", *(["--limit", limit] if limit else [])]
+    command = pyinfra_command(environment, files, *options)
+    done = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ | (env or {})
+    )
+    said = _ANSI.sub("", done.stderr)
+    if done.returncode:
+        raise _failure(done.returncode, said, None, command)
+    return pending_changes(json.loads(done.stdout)), _diff_lines(said)
+
+
+def pending_changes(payload: dict[str, Any]) -> list[PendingChange]:
+    """The operations with changes in pyinfra's JSON."""
+    return [
+        PendingChange(*split_name(operation["names"][0]))
+        for operation in payload["plan"]
+        if operation["hosts_with_change"] or operation["hosts_with_conditional_change"]
+    ]
+
+
+def _diff_lines(said: str) -> str:
+    """What operations logged while pyinfra prepared: between connecting and the end, without its own headings."""
+    keep = (line for line in said.splitlines() if not line.startswith(("-->", "    [")) or "place " in line)
+    return "\n".join(line for line in keep if line.strip())
+
+
+def _said(log: Path, start: int) -> str:
+    with log.open("rb") as file:
+        file.seek(start)
+        return _ANSI.sub("", file.read().decode(errors="replace"))
+
+
+def _failure(code: int, said: str, log: Path | None, command: Sequence[str]) -> MinipcError:
+    where = f"\n  log: {log}" if log else ""
+    tail = "\n".join(f"  | {line}" for line in said.rstrip().splitlines()[-_TAIL_LINES:])
+    again = "mend the cause and run the same command again: it goes on where it stopped"
+    if code == EXIT_REFUSED:
+        return RefusedError(f"a guard refused, nothing was changed:\n{tail}{where}", "")
+    if code < 0:
+        return ConvergeError(f"pyinfra was killed by signal {-code}{where}\n{tail}", again, EXIT_FAIL)
+    return ConvergeError(f"pyinfra ended with {code}: {' '.join(command[:1])} …{where}\n{tail}", again, EXIT_FAIL)

@@ -1,0 +1,167 @@
+"""One run of a playbook: its folder, its phases, and the record that comes out of it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from minipc import records
+from minipc.components import Component, select
+from minipc.errors import CouldNotVerifyError, MinipcError
+from minipc.git import head
+from minipc.paths import ROOT
+from minipc.timeline import Event, EventWriter, Note, NotExercised, PhaseEnd, PhaseStart, read
+from minipc.verdicts import Verdict
+from minipc.wording import first_line
+
+REPORTS = ROOT / "reports"
+RECORDS = REPORTS / "records"
+
+
+class PhaseFailedError(MinipcError):
+    """A phase ended; the run is over, its record says why."""
+
+
+@dataclass
+class Run:
+    """A run while it goes on.
+
+    Attributes:
+        directory: events, logs and the report; `reports/ID/`.
+    """
+
+    kind: records.Kind
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    gates: list[records.Gate] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    artifacts: list[records.Artifact] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.id = records.new_id(self.started)
+        self.directory = REPORTS / self.id
+        self.directory.mkdir(parents=True)
+        self._writer = EventWriter(self.events)
+
+    @property
+    def events(self) -> Path:
+        """The event file, see `minipc/timeline.py`."""
+        return self.directory / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What the programs that the run started have printed."""
+        return self.directory / "output.log"
+
+    def write(self, event: Event) -> None:
+        """Appends an event."""
+        self._writer.write(event)
+
+    def note(self, text: str) -> None:
+        """Shows a sentence in the display."""
+        self.write(Note(text=text))
+
+    def not_exercised(self, what: str, why: str, component: str = "") -> None:
+        """Counts something that this run can't try."""
+        self.write(NotExercised(what=what, why=why, component=component))
+
+    @contextmanager
+    def phase(self, name: str, detail: str = "") -> Iterator[Callable[[str], None]]:
+        """A phase; yields a function that sets the detail shown at its end.
+
+        Raises:
+            PhaseFailedError: instead of whatever ended the phase, once that is written down.
+        """
+        said = [""]
+        self.write(PhaseStart(phase=name, detail=detail))
+        try:
+            yield lambda text: said.__setitem__(0, text)
+        except KeyboardInterrupt:
+            self.write(PhaseEnd(phase=name, verdict="could-not-verify", detail="interrupted"))
+            raise
+        except Exception as error:
+            verdict: Verdict = "could-not-verify" if isinstance(error, CouldNotVerifyError) else "fail"
+            text = error.what if isinstance(error, MinipcError) else f"{type(error).__name__}: {error}"
+            self.write(PhaseEnd(phase=name, verdict=verdict, detail=first_line(text)))
+            raise PhaseFailedError(text, getattr(error, "next_step", "")) from error
+        self.write(PhaseEnd(phase=name, verdict="pass", detail=said[0]))
+
+    def conclude(
+        self,
+        *,
+        target: records.Target,
+        group: Literal["lab", "production"],
+        runtime: Literal["k3s", "stand-in"] | None,
+        converge_phase: str,
+        overrides: list[records.Override],
+    ) -> records.Record:
+        """The record of the run, with the verdict that its parts add up to."""
+        ended = datetime.now(UTC)
+        seen = records.observe(read(self.events), ended=ended)
+        converged = [operation for operation in seen.operations if operation.phase == converge_phase]
+        components = [_component(each, converged, seen) for each in select([])]
+        exercised = _exercised(seen)
+        commit = head()
+        return records.conclude(
+            records.Draft(
+                id=self.id,
+                kind=self.kind,
+                started=self.started,
+                ended=ended,
+                git=records.Git(commit="" if commit.commit == "unknown" else commit.commit, dirty=commit.dirty),
+                controller=controller(),
+                target=target,
+                group=group,
+                runtime=runtime,
+                overrides=overrides,
+                phases=seen.phases,
+                components=components,
+                operations=seen.operations,
+                checks=seen.checks,
+                exercised=exercised,
+                gates=self.gates,
+                versions=self.versions,
+                artifacts=self.artifacts,
+            )
+        )
+
+
+def _component(component: Component, operations: list[records.Operation], seen: records.Observed) -> records.Component:
+    whole = next((gap.why for gap in seen.not_exercised if gap.component == gap.what == component.name), "")
+    return records.sum_up(
+        component.name,
+        data_class=component.data_class,
+        deploy=component.deploy,
+        operations=operations,
+        checks=seen.checks,
+        not_exercised=whole,
+    )
+
+
+def _exercised(seen: records.Observed) -> records.Exercised:
+    """Counted in checks: those that ran, and each thing that could not be tried."""
+    gaps = [
+        records.NotExercised(what=check.name, why=check.message or "no reason given", component=check.component)
+        for check in seen.checks
+        if check.outcome == "not-exercised"
+    ]
+    gaps = [*seen.not_exercised, *gaps]
+    done = sum(check.outcome != "not-exercised" for check in seen.checks)
+    return records.Exercised(done=done, total=done + len(gaps), not_exercised=gaps)
+
+
+def controller() -> records.Controller:
+    """This machine, as a record names it."""
+    release = platform.freedesktop_os_release() if sys.platform == "linux" else {}
+    return records.Controller(
+        os=release.get("PRETTY_NAME", platform.platform()),
+        python=platform.python_version(),
+        pyinfra=version("pyinfra"),
+        minipc=version("minipc"),
+    )

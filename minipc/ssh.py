@@ -1,0 +1,113 @@
+"""OpenSSH for what pyinfra doesn't do: verification, adoption, a person's shell. One configuration for all of them.
+
+One master connection is shared (ControlMaster and ControlPath): without it every check of a verification would
+connect anew, 12 times slower.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from minipc.errors import CouldNotVerifyError, RefusedError
+from minipc.paths import state_dir
+
+CONNECT_TIMEOUT_S = 10
+
+
+def control_directory() -> Path:
+    """A private directory whose path is short: a socket's path may have 104 bytes at most.
+
+    Raises:
+        RefusedError: somebody else owns that directory.
+    """
+    path = Path(tempfile.gettempdir()) / f"minipc-ssh-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o077 or path.is_symlink():
+        raise RefusedError(f"{path} is not private to you", f"remove it: rm -r {path}")
+    return path
+
+
+def write_config(hosts: Iterable[tuple[str, dict[str, Any]]]) -> Path:
+    """The ssh_config for these inventory entries; used as `ssh -F FILE ALIAS` and by testinfra.
+
+    Returns:
+        The file; replaced atomically, so that runs side by side don't disturb each other.
+    """
+    text = "".join(_stanza(alias, data) for alias, data in hosts)
+    path = state_dir("ssh") / "config"
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _stanza(alias: str, data: dict[str, Any]) -> str:
+    options = {
+        "HostName": data["ssh_hostname"],
+        "Port": data["ssh_port"],
+        "User": data["ssh_user"],
+        "UserKnownHostsFile": data["ssh_known_hosts_file"],
+        "GlobalKnownHostsFile": "/dev/null",
+        "StrictHostKeyChecking": "yes",
+        "UpdateHostKeys": "no",
+        "BatchMode": "yes",
+        "ConnectTimeout": CONNECT_TIMEOUT_S,
+        "ServerAliveInterval": 15,
+        "ControlMaster": "auto",
+        "ControlPath": control_directory() / "%C",
+        "ControlPersist": 60,
+        "LogLevel": "ERROR",
+    }
+    if key := data.get("ssh_key"):
+        options |= {"IdentityFile": key, "IdentitiesOnly": "yes"}
+    return f"Host {alias}\n" + "".join(f"    {name} {value}\n" for name, value in options.items())
+
+
+def run(
+    config: Path, alias: str, command: str, *, stdin: str | bytes | None = None, timeout_s: float = 60
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs a shell command on the machine and waits for it.
+
+    Raises:
+        CouldNotVerifyError: the machine can't be reached, or the command takes longer than `timeout_s`.
+    """
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    argv = ["ssh", "-F", str(config), alias, "--", command]
+    try:
+        # A pipe inherited by the master connection would stay open: stderr goes to a file.
+        with tempfile.TemporaryFile() as errors:
+            done = subprocess.run(
+                argv, input=data if data is not None else b"", stdout=subprocess.PIPE, stderr=errors, timeout=timeout_s
+            )
+            errors.seek(0)
+            done.stderr = errors.read()
+    except subprocess.TimeoutExpired:
+        raise CouldNotVerifyError(
+            f"{alias}: no answer within {timeout_s:.0f} s to: {command[:80]}", f"try by hand: {' '.join(argv[:4])}"
+        ) from None
+    if done.returncode == 255:  # ssh's own failures
+        reason = done.stderr.decode(errors="replace").strip().splitlines()
+        raise CouldNotVerifyError(
+            f"{alias}: SSH failed: {reason[-1] if reason else 'no reason given'}",
+            "check that the machine is up, the address in inventory/ and the pinned host key (`minipc doctor`)",
+        )
+    return done
+
+
+def close(config: Path, aliases: Sequence[str]) -> None:
+    """Ends the shared connections, if there are any."""
+    for alias in aliases:
+        subprocess.run(
+            ["ssh", "-F", str(config), "-O", "exit", alias],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=10,
+            check=False,
+        )

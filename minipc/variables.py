@@ -1,0 +1,15 @@
+"""Environment variables by which the CLI talks to the pyinfra and pytest processes it starts."""
+
+from __future__ import annotations
+
+EVENTS_VARIABLE = "MINIPC_EVENTS"
+"""Path of the run's event file; unset: no events are kept."""
+
+ENVIRONMENT_VARIABLE = "MINIPC_ENVIRONMENT"
+"""Which inventory the checks are for: lab or production."""
+
+HOST_VARIABLE = "MINIPC_HOST"
+"""Alias of the machine the checks are for."""
+
+REHEARSE_AS_VARIABLE = "MINIPC_REHEARSE_AS"
+"""`production`: the lab's machines get production's group_data, with the overrides the lab can't do without."""

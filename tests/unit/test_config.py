@@ -1,0 +1,112 @@
+"""One valid and one invalid value for each rule; errors name the key, what was given, what is allowed, the nearest."""
+
+from __future__ import annotations
+
+import pytest
+from minipc.config import load, parse
+from minipc.config.load import group_data
+from minipc.errors import ConfigError
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJaZ0b2Yt7mJcRrHq3sQx3u2Tn0f7cVg5rJ1WwqkXo2b you@laptop"
+VALID = {"host_operator_keys": [KEY]}
+
+
+@pytest.fixture(scope="module")
+def values():
+    return group_data("production") | VALID
+
+
+@pytest.mark.parametrize(
+    ("key", "valid", "invalid", "told"),
+    [
+        ("environment", "lab", "production ", "did you mean 'production'?"),
+        ("host_name", "box-1", "My Box", "string should match pattern"),
+        ("host_operator_user", "ada", "Ada", "did you mean 'ada'?"),
+        ("host_operator_keys", [KEY], ["ssh-ed25519 AAAA-replace-me you"], "not an SSH public key"),
+        ("host_journal_days", 30, 7, "nearest: 30"),
+        ("host_journal_max_mb", 512, 0, "nearest: 1"),
+        ("host_service_address", "10.88.0.1", "10.88.0.1/32", "did you mean '10.88.0.1'?"),
+        ("host_apt_mirror", "http://mirror.lan/debian", "mirror.lan/debian", "did you mean 'https://mirror.lan/debian'?"),
+        ("host_reboot_at", "04:30", "4:30", "string should match pattern"),
+        ("host_sysctls", {"vm.x": "1"}, {"vm.x": 1}, "did you mean '1'?"),
+        ("firewall_public_interfaces", ["eth0"], "eth0", "did you mean ['eth0']?"),
+        ("firewall_operator_networks", ["10.1.0.0/16"], ["10.1.2.3/16"], "did you mean '10.1.0.0/16'?"),
+        ("firewall_operator_networks", ["fd00::/8"], [], "at least 1 item"),
+        ("firewall_public_tcp", [80, 443], [80, 70000], "nearest: 65535"),
+        ("postgres_port", 5432, "5432", "did you mean 5432?"),
+        ("postgres_shared_buffers_percent", 15, 99, "nearest: 90"),
+        ("postgres_databases", [{"name": "a", "owner": "workload"}], [{"name": "a b", "owner": "workload"}], "mean 'ab'?"),
+        ("postgres_roles", [{"name": "workload", "memberships": []}], [{"name": "workload"}], "missing; it is REQUIRED"),
+        ("redis_maxmemory_mb", 64, 1, "nearest: 8"),
+        ("workload_runtime", "k3s", "k8s", "did you mean 'k3s'?"),
+        ("workload_sentry", True, "yes", "valid boolean"),
+        ("edge_domain", "www.example.org", "https://www.example.org/", "did you mean 'www.example.org'?"),
+        ("edge_domain", "a.example", None, "string"),
+        ("edge_acme", "staging", "prod", "did you mean 'production'?"),
+        ("edge_upstream", "127.0.0.1:30080", "localhost:30080", "string should match pattern"),
+        ("secrets_backend", "age", "agee", "did you mean 'age'?"),
+    ],
+)
+def test_each_rule_takes_the_valid_and_explains_the_invalid(values, key, valid, invalid, told):
+    parse(values | {key: valid})
+    with pytest.raises(ConfigError) as error:
+        parse(values | {key: invalid}, source="group_data/production.py")
+    message = str(error.value)
+    assert "group_data/production.py: 1 problem in the configuration" in message
+    assert key in message
+    assert told in message
+    assert "next:" in message
+
+
+def test_an_unknown_key_gets_the_nearest_one(values):
+    with pytest.raises(ConfigError, match=r"redis_maxmemory: unknown key; did you mean 'redis_maxmemory_mb'\?"):
+        parse(values | {"redis_maxmemory": 1})
+
+
+def test_all_problems_are_told_at_once(values):
+    with pytest.raises(ConfigError, match="3 problems"):
+        parse(values | {"redis_port": 0, "edge_acme": "x", "nonsense": 1})
+
+
+def test_a_missing_key_is_named(values):
+    with pytest.raises(ConfigError, match="edge_domain: missing; it is REQUIRED"):
+        parse({key: value for key, value in values.items() if key != "edge_domain"})
+
+
+def test_pyinfras_own_keys_are_not_configuration(values):
+    parse(values | {"ssh_hostname": "10.0.0.1", "_sudo": True, "machine_identity": "x"})
+
+
+def test_the_lab_group_is_valid():
+    assert load("lab", host_operator_keys=[KEY]).edge.acme == "internal"
+
+
+def test_production_as_shipped_asks_for_the_operators_key():
+    with pytest.raises(ConfigError, match="host_operator_keys"):
+        load("production")
+
+
+def test_an_owner_without_a_role_is_refused(values):
+    with pytest.raises(ConfigError, match="nobody"):
+        parse(values | {"postgres_databases": [{"name": "a", "owner": "nobody"}]})
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "all.py").write_text("x = = 1")
+    with pytest.raises(ConfigError, match=r"all\.py can't be read"):
+        group_data("lab", tmp_path)
+
+
+def test_every_key_says_whether_it_is_required(values):
+    """Documentation and rules can't drift apart: each key of all.py has a REQUIRED or OPTIONAL comment."""
+    from minipc.paths import ROOT
+
+    lines = (ROOT / "group_data/all.py").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if " = " in line and line[0].isalpha():
+            comment = []
+            above = number - 1
+            while above >= 0 and lines[above].startswith("#"):
+                comment.append(lines[above])
+                above -= 1
+            assert any(part.startswith(("# REQUIRED", "# OPTIONAL")) for part in comment), line

@@ -1,0 +1,81 @@
+"""The layout's promises: one word names a component everywhere, and the list of components is the order of site.py."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+from minipc.components import BY_NAME, COMPONENTS, deploy_files, select
+from minipc.errors import ConfigError
+from minipc.paths import ROOT
+
+
+def test_site_includes_every_component_in_order():
+    included = re.findall(r'local\.include\("(.+)"\)', (ROOT / "deploys/site.py").read_text())
+    assert included == [component.deploy for component in COMPONENTS]
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_component_has_its_rooms(name):
+    component = BY_NAME[name]
+    for path in (component.deploy, component.verify, f"docs/reference/{name}.md"):
+        assert (ROOT / path).is_file(), f"{path} is missing"
+
+
+def test_no_room_without_a_component():
+    deploys = {path.stem for path in (ROOT / "deploys").glob("*.py")} - {"site"}
+    checks = {path.stem.removeprefix("test_") for path in (ROOT / "tests/verify").glob("test_*.py")}
+    assert deploys == checks == set(BY_NAME)
+
+
+def test_needs_come_before():
+    seen: set[str] = set()
+    for component in COMPONENTS:
+        assert set(component.needs) <= seen
+        seen.add(component.name)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_operation_is_named_and_every_deploy_is_guarded(name):
+    """An operation without a name prints its arguments; a deploy without config() could hit the wrong machine."""
+    tree = ast.parse((ROOT / BY_NAME[name].deploy).read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    modules = {"apt", "server", "files", "systemd"}
+    operations = [
+        call
+        for call in calls
+        if (isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and call.func.value.id in modules)
+        or (isinstance(call.func, ast.Name) and call.func.id in {"place", "unit"})
+    ]
+    assert operations or name == "release"
+    for call in operations:
+        assert any(keyword.arg == "name" for keyword in call.keywords), ast.unparse(call)
+    assert any(isinstance(call.func, ast.Name) and call.func.id == "config" for call in calls)
+
+
+def test_an_unknown_component_gets_the_nearest_one():
+    with pytest.raises(ConfigError, match="did you mean `redis`"):
+        select(["reddis"])
+
+
+def test_the_order_is_ours_not_the_callers():
+    assert [component.name for component in select(["redis", "host"])] == ["host", "redis"]
+    assert [path.removeprefix(str(ROOT)) for path in deploy_files(["redis"])] == ["/deploys/redis.py", "/deploys/release.py"]
+    assert [path.removeprefix(str(ROOT)) for path in deploy_files()] == ["/deploys/site.py"]
+
+
+def test_nothing_in_the_library_imports_deploys_or_tests():
+    for path in (ROOT / "minipc").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.split(".")[0] in {"deploys", "tests"}], path
+
+
+def test_no_package_registry_is_named():
+    hosts = [".".join(parts) for parts in (("deb", "debian", "org"), ("pypi", "org"), ("files", "pythonhosted", "org"))]
+    for path in ROOT.rglob("*"):
+        if path.is_file() and not {".git", ".venv", "__pycache__", "reports"} & set(path.parts) and path.suffix != ".pyc":
+            text = path.read_bytes()
+            assert not [host for host in hosts if host.encode() in text], path

@@ -1,0 +1,66 @@
+"""When a unit is restarted: exactly when it does not run with the configuration that was placed."""
+
+from __future__ import annotations
+
+import pytest
+from minipc.operations.systemd import steps_to
+
+RUNNING = {
+    "ActiveState": "active",
+    "UnitFileState": "enabled",
+    "NeedDaemonReload": "no",
+    "Type": "notify",
+    "ConditionResult": "yes",
+    "ConditionTimestampMonotonic": "5",
+    "Stamp": "r1 l1",
+}
+
+
+def steps(restart="r1", reload="l1", enabled=True, **state):
+    return "\n".join(steps_to(RUNNING | state, "x.service", restart, reload, enabled))
+
+
+def test_nothing_to_do():
+    assert steps() == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "unwanted"),
+    [
+        ({"restart": "r2"}, "systemctl restart x.service", "systemctl reload"),
+        ({"reload": "l2"}, "systemctl reload x.service", "systemctl restart"),
+        ({"restart": "r2", "reload": "l2"}, "systemctl restart x.service", "systemctl reload"),
+        ({"ActiveState": "inactive"}, "systemctl restart x.service", "systemctl reload"),
+        ({"ActiveState": "failed", "reload": "l2"}, "systemctl restart x.service", "systemctl reload"),
+        ({"UnitFileState": "disabled"}, "systemctl enable --quiet x.service", "systemctl restart"),
+        ({"NeedDaemonReload": "yes"}, "systemctl daemon-reload", "systemctl restart"),
+        ({"Stamp": ""}, "systemctl restart x.service", "systemctl reload"),
+    ],
+)
+def test_one_step_for_one_reason(given, wanted, unwanted):
+    assert wanted in steps(**given)
+    assert unwanted not in steps(**given)
+
+
+def test_the_stamp_is_written_after_the_restart():
+    """Power goes between placing a file and the restart: the stamp is old, so the next run restarts."""
+    lines = steps(restart="r2").splitlines()
+    restart = next(number for number, line in enumerate(lines) if "systemctl restart" in line)
+    stamp = next(number for number, line in enumerate(lines) if "echo r2 l1 >" in line)
+    assert restart < stamp
+    assert lines[-1].startswith("mv ")
+
+
+def test_daemon_reload_comes_first():
+    assert steps(NeedDaemonReload="yes", restart="r2").splitlines()[0] == "systemctl daemon-reload"
+
+
+def test_a_unit_that_its_condition_forbids_is_left_alone():
+    assert steps(ActiveState="inactive", ConditionResult="no") == ""
+    never_tried = steps(ActiveState="inactive", ConditionResult="no", ConditionTimestampMonotonic="0")
+    assert "systemctl restart" in never_tried
+
+
+def test_a_oneshot_that_ran_rests():
+    assert steps(ActiveState="inactive", Type="oneshot") == ""
+    assert "restart" in steps(ActiveState="failed", Type="oneshot")
