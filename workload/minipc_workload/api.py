@@ -1,0 +1,237 @@
+"""The HTTP API. Three audiences: probes (livez, readyz), monitors (health, metrics), users (everything else)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import APIRouter, FastAPI, HTTPException, Path, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from minipc_workload import health, records
+from minipc_workload.cache import Cache
+from minipc_workload.database import Database, HeartbeatReader
+from minipc_workload.errors import DatabaseUnavailableError
+from minipc_workload.freshness import Limits
+from minipc_workload.middleware import RequestMiddleware
+from minipc_workload.screens import Screen, outing, parking, show
+from minipc_workload.settings import Settings
+
+log = logging.getLogger(__name__)
+router = APIRouter()
+
+# A user's request must be answered while they still look at the screen.
+DATABASE_TIMEOUT_S = 1.5
+POOL_SIZE = 8
+EVENT_MAX_BYTES = 16_384
+
+USER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+User = Annotated[str, Path(pattern=USER_PATTERN)]
+
+
+class NotificationSettings(BaseModel):
+    """What a user wants to be told."""
+
+    model_config = ConfigDict(extra="forbid")
+    parking_alerts: bool = True
+    outing_alerts: bool = True
+    min_free_spaces: int = Field(default=10, ge=0, le=10_000)
+
+
+class PushSubscription(BaseModel):
+    """A browser's push subscription (W3C Push API)."""
+
+    model_config = ConfigDict(extra="forbid")
+    user: str = Field(pattern=USER_PATTERN)
+    endpoint: str = Field(pattern=r"^https://[^\s]+$", max_length=2048)
+    p256dh: str = Field(min_length=1, max_length=256)
+    auth: str = Field(min_length=1, max_length=128)
+
+
+class Event(BaseModel):
+    """Something that happened in the app."""
+
+    model_config = ConfigDict(extra="forbid")
+    user: str | None = Field(default=None, pattern=USER_PATTERN)
+    kind: str = Field(pattern=r"^[a-z][a-z0-9_.-]{0,63}$")
+    payload: dict[str, Any] = {}
+
+    @field_validator("payload")
+    @classmethod
+    def _small(cls, payload: dict[str, Any]) -> dict[str, Any]:
+        text = json.dumps(payload)
+        if len(text) > EVENT_MAX_BYTES:
+            raise ValueError(f"larger than {EVENT_MAX_BYTES} bytes as JSON")
+        if "\\u0000" in text:
+            raise ValueError("a NUL character can't be stored")
+        return payload
+
+
+class Service:
+    """What the handlers share."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.started = time.monotonic()
+        self.db = Database(settings, "api", POOL_SIZE, DATABASE_TIMEOUT_S)
+        self.cache = Cache(settings)
+        self.heartbeats = HeartbeatReader(settings)
+        self.probe = health.Probe(self.heartbeats.ages_s, settings.health_budget_ms / 1000)
+
+    async def show(self, screen: Screen) -> Response:
+        """The screen's answer, 503 when there is nothing at all to show."""
+        limits = Limits(self.settings.fresh_s, self.settings.stale_s)
+        body = await show(screen, self.db, self.cache, limits, self.settings.cache_ttl_s)
+        return JSONResponse(body) if body else unavailable("no data")
+
+
+def unavailable(reason: str) -> Response:
+    """503 with a hint when to come back."""
+    return JSONResponse({"status": "unavailable", "detail": reason}, 503, headers={"Retry-After": "10"})
+
+
+def service(request: Request) -> Service:
+    """The service of this request's application."""
+    found: Service = request.app.state.service
+    return found
+
+
+@router.get("/api/livez")
+async def livez() -> dict[str, str]:
+    """The process runs. Depends on nothing else: restarting it would not mend a database."""
+    return {"status": "ok"}
+
+
+@router.get("/api/readyz")
+async def readyz(request: Request) -> Response:
+    """The database answers. Workers and cache don't count: users can be served without them."""
+    ready = await service(request).probe.ask() is not None
+    return JSONResponse({"status": "ok" if ready else "fail", "db": "ok" if ready else "down"}, 200 if ready else 503)
+
+
+@router.get("/api/health")
+async def get_health(request: Request) -> Response:
+    """The verdict for monitors; never used to route traffic."""
+    own = service(request)
+    uptime_s = time.monotonic() - own.started
+    status, body = health.verdict(await own.probe.ask(), uptime_s, own.settings.heartbeat_max_age_s)
+    return JSONResponse(body, status)
+
+
+@router.get("/metrics")
+async def metrics() -> Response:
+    """For Prometheus; the edge answers 404 in its place."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/api/parking")
+async def get_parking(request: Request) -> Response:
+    """The parking screen."""
+    return await service(request).show(parking.SCREEN)
+
+
+@router.get("/api/outing")
+async def get_outing(request: Request) -> Response:
+    """The outing screen."""
+    return await service(request).show(outing.SCREEN)
+
+
+@router.put("/api/settings/{user}")
+async def put_settings(request: Request, user: User, body: NotificationSettings) -> records.Row:
+    """Creates or replaces a user's notification settings."""
+    return await service(request).db.run(lambda db: records.put_settings(db, user, body.model_dump()))
+
+
+@router.get("/api/settings/{user}")
+async def get_settings(request: Request, user: User) -> records.Row:
+    """A user's notification settings."""
+    return _found(await service(request).db.run(lambda db: records.get_settings(db, user)))
+
+
+@router.post("/api/push-subscriptions", status_code=201)
+async def add_subscription(request: Request, body: PushSubscription) -> records.Row:
+    """Creates a push subscription; the same endpoint again renews its keys."""
+    return await service(request).db.run(lambda db: records.add_subscription(db, body.model_dump()))
+
+
+@router.get("/api/push-subscriptions/{user}")
+async def list_subscriptions(request: Request, user: User) -> list[records.Row]:
+    """A user's push subscriptions, without their keys."""
+    return await service(request).db.run(lambda db: records.list_subscriptions(db, user))
+
+
+@router.post("/api/events", status_code=201)
+async def add_event(request: Request, body: Event) -> records.Row:
+    """Stores an event."""
+    return await service(request).db.run(lambda db: records.add_event(db, body.model_dump()))
+
+
+@router.get("/api/events/{event_id}")
+async def get_event(request: Request, event_id: Annotated[int, Path(ge=1, lt=2**63)]) -> records.Row:
+    """One event."""
+    return _found(await service(request).db.run(lambda db: records.get_event(db, event_id)))
+
+
+def _found(row: records.Row | None) -> records.Row:
+    if row is None:
+        raise HTTPException(404, "there is none")
+    return row
+
+
+async def _database_unavailable(_request: Request, error: Exception) -> Response:
+    log.warning("database unavailable", extra={"reason": str(error)})
+    return unavailable("database unavailable")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; opens its connections when it starts and closes them when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        own = app.state.service = Service(settings)
+        await own.db.open()
+        log.info("service started", extra={"version": settings.version, "port": settings.api_port})
+        yield
+        await own.cache.close()
+        await own.heartbeats.close()
+        await own.db.close()
+        log.info("service stopped")
+
+    # No generated documentation pages: they would load scripts from elsewhere.
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(router)
+    app.add_exception_handler(DatabaseUnavailableError, _database_unavailable)
+    app.add_middleware(RequestMiddleware)
+    return app
+
+
+def serve(settings: Settings) -> bool:
+    """Serves until SIGTERM or SIGINT, then finishes the requests under way. False when it could not start."""
+    # uvicorn raises the signal again once it has shut down: without this the process would die of it before its
+    # exit handlers (Sentry's flush) have run.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            host=settings.api_host,
+            port=settings.api_port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=15,
+        )
+    )
+    # When it can't listen, uvicorn says why and exits by itself; the caller says it as every other process does.
+    with contextlib.suppress(SystemExit):
+        server.run()
+    return bool(server.started)

@@ -1,0 +1,61 @@
+"""The verdict for monitors, in less than 200 ms also while the database hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from minipc_workload import WORKERS
+from minipc_workload.errors import DatabaseUnavailableError
+from minipc_workload.resilience import deadline
+
+log = logging.getLogger(__name__)
+
+# Seconds since the last heartbeat, by worker.
+Ages = Mapping[str, float]
+
+ABANDON_S = 5.0
+
+
+class Probe:
+    """Asks the database for the heartbeats, once at a time: whoever asks meanwhile waits for the same answer.
+
+    Args:
+        query: one round trip to the database; may hang.
+        budget_s: the longest that a caller waits.
+    """
+
+    def __init__(self, query: Callable[[], Awaitable[Ages]], budget_s: float) -> None:
+        self._query = query
+        self._budget_s = budget_s
+        self._running: asyncio.Task[Ages | None] | None = None
+
+    async def ask(self) -> Ages | None:
+        """The ages, or None when the database failed or did not answer within the budget."""
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._attempt())
+        # Left running when it takes too long: a new one for each caller would pile up connections.
+        done, _ = await asyncio.wait({self._running}, timeout=self._budget_s)
+        return self._running.result() if done else None
+
+    async def _attempt(self) -> Ages | None:
+        try:
+            return await deadline(self._query(), ABANDON_S)
+        except (DatabaseUnavailableError, TimeoutError) as error:
+            log.warning("database probe failed", extra={"reason": str(error)})
+            return None
+
+
+def verdict(ages: Ages | None, uptime_s: float, max_age_s: float) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body of /api/health. A worker that never gave a heartbeat counts as stale."""
+    if ages is None:
+        db, worker = "down", "unknown"
+    else:
+        stale = [name for name in WORKERS if ages.get(name, math.inf) > max_age_s]
+        db, worker = "ok", f"stale: {', '.join(stale)}" if stale else "ok"
+    healthy = db == worker == "ok"
+    body = {"status": "ok" if healthy else "fail", "db": db, "worker": worker, "uptime_s": round(uptime_s, 1)}
+    return (200 if healthy else 503), body
