@@ -118,7 +118,7 @@ def _state(entry: Entry, present: set[str]) -> str:
 
 
 def _value(name: str) -> str:
-    if sys.stdin.isatty():
+    if _is_terminal():
         value: str = click.prompt(f"value of {name}", hide_input=True, confirmation_prompt=True)
         return value
     try:
@@ -128,3 +128,7 @@ def _value(name: str) -> str:
     if text is None:
         raise SecretError(f"the value of {name} is not UTF-8 text; nothing was stored", "store binary values as base64")
     return text.removesuffix("\n").removesuffix("\r")
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()

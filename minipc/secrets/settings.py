@@ -101,5 +101,5 @@ class SecretsSettings(_Strict):
     @model_validator(mode="after")
     def _vault_is_described(self) -> SecretsSettings:
         if self.backend == "vault" and self.vault is None:
-            raise ValueError("backend 'vault' needs secrets_vault with at least its url")
+            raise ValueError("secrets_backend 'vault' needs secrets_vault with at least its url")
         return self

@@ -56,10 +56,10 @@ class VaultClient:
         else:
             return self._body(answer)
         match failure:
-            case hvac.exceptions.InvalidPath() if failure.json is not None and not _says(failure, "no handler"):
-                return None
             case hvac.exceptions.InvalidPath() if failure.json is not None:
-                raise SecretError(f"{self._url} has no engine mounted for {path}", "correct `mount` in secrets_vault")
+                if not failure.errors:
+                    return None
+                raise self._misplaced(failure, path)
             case hvac.exceptions.Forbidden():
                 raise self._forbidden(failure, action, path)
             case hvac.exceptions.InvalidRequest() if _says(failure, "check-and-set"):
@@ -111,6 +111,8 @@ class VaultClient:
             raise SecretError(
                 f"no token for {self._url}", "set $VAULT_TOKEN, or token_file or AppRole in secrets_vault"
             )
+        if not (token.isascii() and token.isprintable()):
+            raise SecretError(f"the token for {self._url} has characters that no token has", "copy it again")
         return token
 
     def _log_in_with_approle(self, client: Any) -> None:
@@ -132,27 +134,31 @@ class VaultClient:
             )
         raise self._explained(failure, f"could not log in at auth/{self._settings.approle_mount}")
 
+    def _misplaced(self, failure: Exception, path: str) -> SecretError:
+        if _says(failure, "namespace"):
+            return SecretError(
+                f"{self._url} has no namespace {self._settings.namespace}", "correct `namespace` in secrets_vault"
+            )
+        return SecretError(f"{self._url} has no engine mounted for {path}", "correct `mount` in secrets_vault")
+
     def _forbidden(self, failure: Exception, action: Action, path: str) -> SecretError:
-        """Expired or denied: both are 403, and which one only newer servers say in the answer."""
-        verdict = failure
+        """Denied or expired: both are 403, and servers differ in whether they say which."""
         if not _is_bad_token(failure):
             try:
                 self._client.auth.token.lookup_self()
             except (hvac.exceptions.VaultError, requests.RequestException, *_FOREIGN_ANSWER) as error:
-                verdict = error
-        renew = (
-            f"issue a new secret id ({self._settings.secret_id_file})"
-            if self._settings.auth == "approle"
-            else "log in again and set $VAULT_TOKEN or token_file"
-        )
-        if _is_bad_token(verdict):
-            return SecretError(
-                f"{self._url} does not accept the token: expired, revoked or unknown; could not {action} {path}", renew
-            )
+                accepted = _is_denied_by_policy(error)
+            else:
+                accepted = True
+            if accepted:
+                return SecretError(
+                    f"{self._url} denies to {action} {path}", f"give the token's policy {_CAPABILITIES[action]} there"
+                )
         return SecretError(
-            f"{self._url} denies to {action} {path}",
-            f"the token's policy needs {_CAPABILITIES[action]} there"
-            + ("" if verdict is failure else f"; if it has, the token may have expired: {renew}"),
+            f"{self._url} does not accept the token: expired, revoked or unknown; could not {action} {path}",
+            f"issue a new secret id and put it in {self._settings.secret_id_file}"
+            if self._settings.auth == "approle"
+            else "log in again and set $VAULT_TOKEN or token_file",
         )
 
     def _explained(self, failure: Exception, what: str) -> SecretError:
@@ -194,6 +200,12 @@ def _says(failure: Exception, text: str) -> bool:
 
 def _is_bad_token(failure: Exception) -> bool:
     return _says(failure, "invalid token") or _says(failure, "bad token")
+
+
+def _is_denied_by_policy(failure: Exception) -> bool:
+    """A valid token whose policies don't even let it look itself up. An unknown token gets the bare words instead
+    (OpenBao 2.5), or is called invalid (Vault)."""
+    return _says(failure, "1 error occurred") and not _is_bad_token(failure)
 
 
 def _reason(failure: BaseException) -> str:

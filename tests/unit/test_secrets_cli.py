@@ -1,0 +1,159 @@
+"""`minipc secrets`: what it prints, and that it never prints a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from minipc import config
+from minipc.config.load import group_data
+from minipc.errors import ConfigError, MinipcError, RefusedError, SecretError
+from minipc.secrets import backends
+from minipc.secrets.age import AgeStore
+from minipc.secrets.cli import secrets
+from tests.unit.secrets_vault_server import FakeVault
+
+VALUE = "https://hunter2@sentry.example.org/1"
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command on a repository and a home of its own; production is configured as the lab is."""
+    lab = config.load("lab")
+    monkeypatch.setattr(config, "load", lambda environment: lab)
+    monkeypatch.setattr(backends.paths, "ROOT", tmp_path / "repository")
+    monkeypatch.setenv("MINIPC_AGE_KEY_FILE", str(tmp_path / "age.key"))
+    monkeypatch.setenv("MINIPC_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("VAULT_TOKEN", "root-token")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
+        return CliRunner().invoke(secrets, arguments, input=stdin)
+
+    return run
+
+
+@pytest.fixture
+def store(run: Run) -> AgeStore:
+    assert run("init").exit_code == 0
+    store = backends.open_store("production")
+    assert isinstance(store, AgeStore)
+    return store
+
+
+def error_of(result: Result) -> MinipcError:
+    assert isinstance(result.exception, MinipcError), result.output
+    return result.exception
+
+
+def test_init_makes_key_file_and_values(run: Run) -> None:
+    result = run("init")
+    assert result.exit_code == 0, result.output
+    assert "made age key" in result.output
+    assert "generated postgres.password.workload" in result.output
+    assert "optional, yours to set: sentry.dsn" in result.output
+    assert "generated" not in run("init").output
+
+
+def test_list_shows_names_and_states_only(run: Run, store: AgeStore) -> None:
+    store.set_many({"left.over": VALUE})
+    result = run("list")
+    lines = {line.split()[0]: line for line in result.output.splitlines()}
+    assert result.output.startswith(f"age: {store.path}")
+    assert " present " in lines["postgres.password.workload"]
+    assert "missing, optional" in lines["sentry.dsn"]
+    assert "present, unused" in lines["left.over"]
+    for name in store.names():
+        assert store.get(name).reveal() not in result.output
+
+
+def test_check_passes_when_nothing_required_is_missing(run: Run, store: AgeStore) -> None:
+    result = run("check")
+    assert result.exit_code == 0
+    assert "4 secrets readable" in result.output
+
+
+def test_check_names_what_is_missing(run: Run, store: AgeStore) -> None:
+    store.path.unlink()
+    store.prepare()
+    message = str(error_of(run("check")))
+    assert "4 secrets are missing" in message
+    assert "redis.password.monitoring" in message
+    assert "sentry" not in message
+
+
+def test_set_reads_standard_input(run: Run, store: AgeStore) -> None:
+    result = run("set", "sentry.dsn", stdin=f"{VALUE}\n")
+    assert result.exit_code == 0, result.output
+    assert store.get("sentry.dsn").reveal() == VALUE
+    assert VALUE not in result.output
+
+
+def test_set_asks_twice_without_echo(run: Run, store: AgeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minipc.secrets.cli._is_terminal", lambda: True)
+    result = run("set", "sentry.dsn", stdin=f"{VALUE}\n{VALUE}\n")
+    assert result.exit_code == 0, result.output
+    assert "value of sentry.dsn" in result.output
+    assert VALUE not in result.output
+    assert store.get("sentry.dsn").reveal() == VALUE
+
+
+@pytest.mark.parametrize(
+    ("stdin", "match"), [("", "is empty"), ("\n", "is empty"), (b"\xff\xfe", "not UTF-8"), ("a\0b", "not UTF-8")]
+)
+def test_set_refuses_what_is_no_value(stdin: str | bytes, match: str, run: Run, store: AgeStore) -> None:
+    before = store.path.read_bytes()
+    assert match in str(error_of(run("set", "sentry.dsn", stdin=stdin)))
+    assert store.path.read_bytes() == before
+
+
+def test_set_suggests_the_nearest_name(run: Run, store: AgeStore) -> None:
+    message = str(error_of(run("set", "sentry.dns", stdin=VALUE)))
+    assert "did you mean sentry.dsn?" in message
+    assert VALUE not in message
+
+
+@pytest.mark.parametrize(
+    "arguments", [("sentry.dsn", VALUE), ("sentry.dsn", "--", VALUE), (f"sentry.dsn={VALUE}",), ()]
+)
+def test_a_value_on_the_command_line_is_refused_and_not_repeated(
+    arguments: tuple[str, ...], run: Run, store: AgeStore
+) -> None:
+    result = run("set", *arguments, stdin="x")
+    assert result.exit_code != 0
+    assert VALUE not in result.output + str(result.exception)
+    assert "sentry.dsn" not in store.names()
+
+
+def test_copy_to_vault_and_back(run: Run, store: AgeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeVault() as server:
+        with_vault = config.parse(group_data("lab") | {"secrets_vault": {"url": server.url}})
+        monkeypatch.setattr(config, "load", lambda environment: with_vault)
+        result = run("copy", "--from", "age", "--to", "vault")
+        assert result.exit_code == 0, result.output
+        assert "4 copied, 0 were the same" in result.output
+        assert server.get("minipc/production/postgres") == {
+            "password.workload": store.get("postgres.password.workload").reveal(),
+            "password.monitoring": store.get("postgres.password.monitoring").reveal(),
+        }
+        assert "0 copied, 4 were the same" in run("copy", "--from", "vault", "--to", "age").output
+        store.set_many({"postgres.password.workload": "changed"})
+        assert isinstance(error_of(run("copy", "--from", "vault", "--to", "age")), RefusedError)
+        assert "1 copied, 3 were the same" in run("copy", "--from", "vault", "--to", "age", "--overwrite").output
+
+
+def test_copy_needs_two_sides(run: Run, store: AgeStore) -> None:
+    assert "are the same" in run("copy", "--from", "age", "--to", "age").output
+    assert isinstance(error_of(run("copy", "--from", "age", "--to", "vault")), ConfigError)
+    assert isinstance(error_of(run("copy", "--from", "age", "--to", "vault", "-e", "lab")), ConfigError)
+
+
+def test_the_lab_has_its_own(run: Run, store: AgeStore) -> None:
+    assert isinstance(error_of(run("list", "-e", "lab")), SecretError)
+    assert run("init", "-e", "lab").exit_code == 0
+    assert "lab.age" in run("list", "-e", "lab").output
