@@ -45,7 +45,7 @@ OPTIONS = ("--mode=root", "--variant=minbase", "--skip=cleanup/apt/lists")
 CUSTOMISE = """\
 #!/bin/sh
 set -eu
-chroot "$1" apt-get --quiet --quiet update
+chroot "$1" env --unset=APT_CONFIG apt-get --quiet --quiet --option=Acquire::Languages=en update
 cd "$1"
 rm -f etc/ssh/ssh_host_* etc/hostname etc/resolv.conf var/lib/dbus/machine-id etc/apt/sources.list
 : > etc/machine-id

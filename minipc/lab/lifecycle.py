@@ -20,6 +20,7 @@ LOCK = Path("/run/minipc-lab.lock")
 DEFAULT_DISK_GB = 8
 SPARE_BYTES = 1024**3
 BOOT_SECONDS = 60
+READ_BOOT = "cat /proc/sys/kernel/random/boot_id; systemctl is-system-running --wait"
 
 
 def up(
@@ -86,22 +87,16 @@ def wait_until_booted(machine: Machine, *, timeout: float = BOOT_SECONDS, not_bo
         not_boot: the boot id that is to go away, when waiting for a reboot.
     """
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if not machine.running:
-            break
-        if ssh.wait_for_sshd(machine.ssh_host, machine.ssh_port, deadline=min(deadline, time.monotonic() + 1)):
-            answer = ssh.run(
-                machine,
-                ["sh", "-c", "cat /proc/sys/kernel/random/boot_id; systemctl is-system-running --wait"],
-                check=False,
-            )
-            boot, _, state = answer.stdout.strip().partition("\n")
-            if state in ("running", "degraded") and boot != not_boot:
-                return
-            if "Host key verification failed" in answer.stderr:
-                raise MinipcError(f"{machine.name}: {answer.stderr.strip()}", f"minipc lab down {machine.name}")
-            ssh.close_connections(machine.name)
-        time.sleep(0.05)
+    while time.monotonic() < deadline and machine.running:
+        answer = ssh.run(machine, ["sh", "-c", READ_BOOT], check=False, connect_timeout=1)
+        boot, _, state = answer.stdout.strip().partition("\n")
+        if state in ("running", "degraded") and boot != not_boot:
+            return
+        if "Host key verification failed" in answer.stderr:
+            raise MinipcError(f"{machine.name}: {answer.stderr.strip()}", f"minipc lab down {machine.name}")
+        if answer.returncode != ssh.NO_CONNECTION:
+            ssh.close_connections(machine.name)  # it is going down, or not up yet
+        time.sleep(0.02)
     raise MinipcError(
         f"{machine.name} did not answer SSH within {timeout:.0f} s. The end of its console:\n"
         f"{nspawn.tail(machine.console_log)}",

@@ -6,9 +6,7 @@ Host keys are made here before a machine boots and pinned. Nothing is ever trust
 from __future__ import annotations
 
 import shlex
-import socket
 import subprocess
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from minipc.lab.shell import call
 
 # Short: the path of a Unix socket has at most 107 characters.
 CONTROL_DIR = RUN_DIR / "ssh"
+NO_CONNECTION = 255  # ssh's exit code when it did not get as far as running the command
 
 
 def ssh_config_path() -> Path:
@@ -79,7 +78,6 @@ def render_ssh_config(machines: Iterable[Machine], key: Path, known_hosts: Path)
   UpdateHostKeys no
   HostKeyAlgorithms ssh-ed25519
   BatchMode yes
-  ConnectTimeout 10
   ServerAliveInterval 5
   ServerAliveCountMax 3
   ControlMaster auto
@@ -105,13 +103,20 @@ def ssh_command(machine: Machine, *argv: str) -> list[str]:
 
 
 def run(
-    machine: Machine, argv: Sequence[str], *, check: bool = True, stdin: str = "", timeout: float = 120
+    machine: Machine,
+    argv: Sequence[str],
+    *,
+    check: bool = True,
+    stdin: str = "",
+    timeout: float = 120,
+    connect_timeout: int = 10,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program on the machine as root.
 
     Args:
         argv: program and arguments; a shell line is `["sh", "-c", line]`.
-        timeout: seconds.
+        timeout: seconds for all of it.
+        connect_timeout: seconds for the connection.
 
     Raises:
         MinipcError: it failed (with `check`), or did not end in time.
@@ -136,20 +141,6 @@ def close_connections(name: str) -> None:
                 timeout=10,
             )
             control.unlink(missing_ok=True)
-
-
-def wait_for_sshd(host: str, port: int, *, deadline: float) -> bool:
-    """Wait until an SSH server answers. `deadline` is in terms of time.monotonic()."""
-    while time.monotonic() < deadline:
-        try:
-            with socket.create_connection((host, port), timeout=1) as connection:
-                connection.settimeout(5)
-                if connection.recv(4) == b"SSH-":
-                    return True
-        except OSError:
-            pass
-        time.sleep(0.02)
-    return False
 
 
 def _generate(key: Path, comment: str) -> None:
