@@ -21,8 +21,9 @@ from minipc.secrets.settings import VaultSettings
 
 Action = Literal["read", "list", "write"]
 _CAPABILITIES = {"read": "read", "list": "list", "write": "create and update"}
-# hvac takes the shape of an answer for granted; these are what it raises when a proxy or another server answered.
-_FOREIGN_ANSWER = (ValueError, TypeError, KeyError, AttributeError)
+# What a request raises: hvac for a refusal, requests (its errors are OSErrors) for a failed exchange, and the others
+# because hvac takes the shape of an answer for granted, which a proxy or another server may give.
+_FAILURES = (hvac.exceptions.VaultError, OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
 class VaultClient:
@@ -51,7 +52,7 @@ class VaultClient:
         failure: Exception
         try:
             answer = request(client.secrets.kv.v2)
-        except (hvac.exceptions.VaultError, requests.RequestException, *_FOREIGN_ANSWER) as error:
+        except _FAILURES as error:
             failure = error
         else:
             return self._body(answer)
@@ -121,7 +122,7 @@ class VaultClient:
         failure: Exception
         try:
             client.auth.approle.login(role_id, secret_id, mount_point=self._settings.approle_mount)
-        except (hvac.exceptions.VaultError, requests.RequestException, *_FOREIGN_ANSWER) as error:
+        except _FAILURES as error:
             failure = error
         else:
             return
@@ -146,7 +147,7 @@ class VaultClient:
         if not _is_bad_token(failure):
             try:
                 self._client.auth.token.lookup_self()
-            except (hvac.exceptions.VaultError, requests.RequestException, *_FOREIGN_ANSWER) as error:
+            except _FAILURES as error:
                 accepted = _is_denied_by_policy(error)
             else:
                 accepted = True
@@ -176,6 +177,8 @@ class VaultClient:
                 return SecretError(
                     f"{url} can't be reached{_reason(failure)}; {what}", "check `url` in secrets_vault and the network"
                 )
+            case OSError() if not isinstance(failure, requests.RequestException):
+                return SecretError(f"the CA bundle {self._settings.ca_file} can't be read; {what}", again)
             case hvac.exceptions.VaultDown() if _says(failure, "sealed"):
                 return SecretError(f"{url} is sealed; {what}", "unseal it and run again; nothing was changed")
             case hvac.exceptions.VaultDown():

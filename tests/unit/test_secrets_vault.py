@@ -507,6 +507,15 @@ def test_ca_bundle_that_is_missing_or_none(tls_vault: tuple[FakeVault, Authority
     fails(store(tls_vault[0], ca_file=str(tmp_path / "garbage.pem")), r"garbage\.pem")
 
 
+def test_ca_bundle_that_goes_away(tls_vault: tuple[FakeVault, Authority]) -> None:
+    vault, authority = tls_vault
+    made = store(vault, ca_file=str(authority.bundle))
+    made.get(NAME)
+    made._client._client.session.close()
+    authority.bundle.unlink()
+    fails(made, f"the CA bundle {authority.bundle} can't be read")
+
+
 def test_plain_http_where_https_is_meant(vault: FakeVault) -> None:
     url = vault.url.replace("http:", "https:")
     fails(VaultStore(VaultSettings(url=url, timeout_s=2), "production"), "is not trusted|can't be reached")
