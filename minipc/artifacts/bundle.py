@@ -4,7 +4,7 @@
     sha256/HASH      the files
 
 A bundle proves nothing about itself: what it says is locked must be in this checkout's artifacts.lock with the
-same hash, or it counts as put in by hand.
+same hash. Anything else is taken only on request, as put in by hand.
 """
 
 from __future__ import annotations
@@ -107,8 +107,11 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
-def import_bundle(store: Store, file: Path) -> list[str]:
+def import_bundle(store: Store, file: Path, *, trust_local: bool = False) -> list[str]:
     """Takes a bundle into the cache, all of it or nothing.
+
+    Args:
+        trust_local: whether files that artifacts.lock doesn't vouch for are taken, as put in by hand.
 
     Returns:
         One line per file: what it is and how it counts.
@@ -116,12 +119,19 @@ def import_bundle(store: Store, file: Path) -> list[str]:
     Raises:
         MinipcError: the bundle is not whole or holds what it should not.
         HashMismatchError: a file is not what the manifest or artifacts.lock says.
+        RefusedError: it holds such files, and they are not to be trusted.
         ConfigError: an artifact that this checkout doesn't know.
     """
     staging = Path(tempfile.mkdtemp(prefix="import-", dir=store.cache.partials))
     try:
         manifest = _unpack(file, staging)
         verdicts = [(entry, *_judged(store, entry, file)) for entry in manifest.entries]
+        unvouched = [f"{entry.name} {entry.version}" for entry, _, locked in verdicts if not locked]
+        if unvouched and not trust_local:
+            raise RefusedError(
+                f"{file} holds files that {store.lock.path.name} does not vouch for: {', '.join(unvouched)}",
+                "bring artifacts.lock up to date, or import with --trust-local if you made the bundle yourself",
+            )
         for sha256 in {entry.sha256 for entry in manifest.entries}:
             store.cache.place(staging / sha256, sha256)
         lines = []

@@ -112,6 +112,18 @@ def forget(name: str, arch: str) -> None:
     click.echo(f"{name} ({arch}): {f'no longer {record.version}' if record else 'nothing was put in by hand'}")
 
 
+@artifacts.command()
+@click.argument("name")
+@_arch_option
+def path(name: str, arch: str) -> None:
+    """Prints where the verified file of NAME is. Exit code 4: not in the cache."""
+    _only_one(arch)
+    found = _store().resolve(name, arch, fetch=False)
+    if found.path is None:
+        raise UnobtainableError(f"{name} ({arch}): {found.why_missing}", f"`minipc artifacts fetch {name}`")
+    click.echo(found.path)
+
+
 @artifacts.group()
 def bundle() -> None:
     """Cached files in one tar, for a controller without a network."""
@@ -129,9 +141,10 @@ def create(file: Path, arch: str) -> None:
 
 @bundle.command("import")
 @click.argument("file", type=_EXISTING)
-def import_(file: Path) -> None:
+@click.option("--trust-local", is_flag=True, help="Take files that artifacts.lock doesn't vouch for, as LOCAL.")
+def import_(file: Path, trust_local: bool) -> None:
     """Takes FILE into the cache after verifying all of it."""
-    for line in bundles.import_bundle(_store(), file):
+    for line in bundles.import_bundle(_store(), file, trust_local=trust_local):
         click.echo(line)
 
 

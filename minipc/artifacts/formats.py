@@ -23,10 +23,10 @@ def problem(path: Path, expected: Format, arch: str) -> str | None:
     with path.open("rb") as file:
         head = file.read(512)
     if expected == "yaml":
-        return None if _is_text(head) else "it is not a text file"
+        return None if _is_text(head) else "its format is not yaml: no text"
     offset, magic = _MAGIC[expected]
     if head[offset : offset + len(magic)] != magic:
-        return f"it is not a {expected} file"
+        return f"its format is not {expected}"
     machine = int.from_bytes(head[18:20], "little")
     if expected == "elf" and arch in _ELF_MACHINES and machine != _ELF_MACHINES[arch]:
         return f"it is a program for another architecture (ELF machine {machine}, {arch} is {_ELF_MACHINES[arch]})"

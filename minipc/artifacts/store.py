@@ -175,7 +175,7 @@ class Store:
             problem = formats.problem(file, item.format, item.arch)
             if problem:
                 raise MinipcError(
-                    f"{file}: {problem}; {item} is a {item.format} file",
+                    f"{file} can't stand for {item}: {problem}",
                     "give a file of the same kind as the pinned one",
                 )
             sha256 = self._take_in(file)
