@@ -8,7 +8,7 @@ the runbook's changelog are all rendered from it. Field by field: docs/reference
 
 from __future__ import annotations
 
-from minipc.records.judgement import Record, conclude, exit_code, headline
+from minipc.records.judgement import Record, conclude, exit_code, headline, shown_as
 from minipc.records.observed import Observed, observe, sum_up
 from minipc.records.schema import (
     Artifact,
@@ -60,5 +60,6 @@ __all__ = [
     "observe",
     "save",
     "schema_json",
+    "shown_as",
     "sum_up",
 ]

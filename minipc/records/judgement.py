@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -48,6 +48,13 @@ def headline(record: Record) -> str:
     return f"PASS, {record.exercised.done} of {record.exercised.total} exercised"
 
 
+def shown_as(record: Record) -> Verdict | Literal["not-exercised"]:
+    """What the verdict looks like: its own, but a pass that left something out is never shown in green."""
+    if record.verdict == "pass" and record.exercised.not_exercised:
+        return "not-exercised"
+    return record.verdict
+
+
 def exit_code(record: Record, *, strict: bool = False) -> int:
     """The exit code for a record. `strict`: a pass that left something not exercised is could-not-verify."""
     if record.verdict == "fail":
@@ -69,7 +76,7 @@ def _failures(draft: Draft) -> list[str]:
     """One sentence per thing that failed; a phase or component only speaks when nothing in it explains it."""
     operations = [operation for operation in draft.operations if not operation.ok]
     checks = [check for check in draft.checks if check.outcome == "failed"]
-    explained = {part.component for part in (*operations, *checks)}
+    explained = {operation.component for operation in operations} | {check.component for check in checks}
 
     reasons = [
         f"{operation.component}: operation failed: {within(operation.component, operation.name)}"

@@ -63,9 +63,7 @@ def draft_fields(start: datetime = START) -> dict[str, Any]:
         "ended": at(60),
         "git": Git(commit="3b0fd5d1c2a4e6f8091a2b3c4d5e6f708192a3b4", dirty=False),
         "controller": Controller(os="Debian 12", python="3.11.2", pyinfra="3.10", minipc="0.1.0"),
-        "target": Target(
-            backend="nspawn", name="lab1", os="Debian 13", kernel="6.1.0", cpus=2, memory_mb=2048
-        ),
+        "target": Target(backend="nspawn", name="lab1", os="Debian 13", kernel="6.1.0", cpus=2, memory_mb=2048),
         "group": "lab",
         "runtime": "stand-in",
         "phases": [
@@ -135,20 +133,18 @@ QUESTIONS = (
     "keeps to its memory limit",
     "reports its version",
 )
+_SHARED = "an nspawn machine shares it with the controller"
+_NO_ARTIFACT = "the artifact argocd-install.yaml could not be had: no mirror configured and no local file"
 GAPS = (
-    NotExercised(what="time synchronisation", why="an nspawn machine shares the controller's clock", component="host"),
-    NotExercised(what="kernel audit and sysctls", why="an nspawn machine shares the controller's kernel", component="host"),
-    NotExercised(
-        what="ArgoCD sync waves",
-        why="the artifact argocd-install.yaml could not be had: no mirror configured and no local file",
-        component="argocd",
-    ),
-)  # fmt: skip
+    NotExercised(what="time synchronisation", why=_SHARED, component="host"),
+    NotExercised(what="kernel audit and sysctls", why=_SHARED, component="host"),
+    NotExercised(what="ArgoCD sync waves", why=_NO_ARTIFACT, component="argocd"),
+)
 
 
 def big(start: datetime = START, *, seed: int = 7, failing: bool = True, slowness: float = 1.0) -> Record:
     """A full rehearsal: 16 components, some 120 operations, some 200 checks; by default it fails."""
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
     now = start
     phases: list[Phase] = []
 
@@ -173,7 +169,7 @@ def big(start: datetime = START, *, seed: int = 7, failing: bool = True, slownes
     phase("verify", sum(c.seconds for c in checks), verdict="fail" if failing else "pass")
     phase("clean up", 1.1)
 
-    skipped = {"argocd": GAPS[2].why}
+    skipped = {"argocd": _NO_ARTIFACT}
     components: list[Component] = [
         sum_up(
             name,
@@ -268,7 +264,8 @@ def _operations(
     operations = []
     now = begin + timedelta(seconds=0.6)
     for component in COMPONENTS:
-        for step in STEPS + (("activate: reload",) if component in ("host", "postgres", "edge", "k3s", "loki") else ()):
+        more = ("activate: reload",) if component in ("host", "postgres", "edge", "k3s", "loki") else ()
+        for step in STEPS + more:
             seconds = 0.03 + chance.random() * 0.05 if again else 0.15 + chance.random() * 1.4
             if step == "install" and not again:
                 seconds += {"postgres": 31, "host": 18, "grafana": 22, "k3s": 12}.get(component, 3)
