@@ -28,8 +28,8 @@ class Meter(Protocol):
 @contextmanager
 def meter(label: str) -> Iterator[Meter]:
     """A meter on standard error for one download."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    # Not Console.is_terminal: FORCE_COLOR would put a bar into a log file.
+    if not sys.stderr.isatty():
         yield _Lines(label)
         return
     columns = (
@@ -39,7 +39,7 @@ def meter(label: str) -> Iterator[Meter]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield _Bar(progress, label)
 
 
