@@ -1,4 +1,9 @@
-"""Each machine in a control group of its own, `minipc-lab/NAME`, in every hierarchy of the controller (v1 and v2)."""
+"""Each machine in control groups of its own, in every hierarchy of the controller (v1 and v2).
+
+minipc-lab/NAME             limits
+minipc-lab/NAME/supervisor  our process
+minipc-lab/NAME/boot        systemd-nspawn and the machine; new for each boot
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,11 @@ import signal
 import time
 from pathlib import Path
 
-from minipc.errors import MinipcError
+from minipc.errors import MinipcError, MissingPrerequisiteError
 
 ROOT = Path("/sys/fs/cgroup")
 PARENT = "minipc-lab"
+MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes")  # v2, v1
 
 
 def is_unified() -> bool:
@@ -26,19 +32,43 @@ def hierarchies() -> list[Path]:
     return sorted(path for path in ROOT.iterdir() if (path / "cgroup.procs").exists() and not path.is_symlink())
 
 
-def enter(name: str, memory_mb: int | None) -> None:
-    """Move the calling process into the machine's groups, made when missing.
+def create(name: str, memory_mb: int | None) -> None:
+    """Make a machine's groups and move the calling process into them.
 
     Args:
-        memory_mb: limit in MiB; None for none. Needs the memory controller.
+        memory_mb: limit in MiB; None for none.
+
+    Raises MissingPrerequisiteError when a limit is asked for and the memory controller is not there.
     """
+    limited = False
     for hierarchy in hierarchies():
-        for group in (hierarchy / PARENT, hierarchy / PARENT / name):
-            group.mkdir(exist_ok=True)
-            _inherit_cpuset(group)
-        if memory_mb is not None:
-            _limit_memory(hierarchy / PARENT, name, memory_mb)
-        (hierarchy / PARENT / name / "cgroup.procs").write_text("0")
+        group = hierarchy / PARENT / name
+        _make(group.parent)
+        _make(group)
+        _make(group / "supervisor")
+        for ancestor in (hierarchy, group.parent, group):
+            _enable_controllers(ancestor)
+        for limit in MEMORY_LIMITS:
+            if memory_mb is not None and (group / limit).exists():
+                (group / limit).write_text(str(memory_mb * 1024**2))
+                limited = True
+        (group / "supervisor" / "cgroup.procs").write_text("0")
+    if memory_mb is not None and not limited:
+        raise MissingPrerequisiteError("the controller has no memory control group", "run without a memory limit")
+
+
+def enter_boot(name: str, owner: int) -> list[Path]:
+    """Make a machine's `boot` groups anew, owned by its root, and return the files that a process enters them by."""
+    entrances = []
+    for hierarchy in hierarchies():
+        group = hierarchy / PARENT / name / "boot"
+        _remove_tree(group)
+        _make(group)
+        for path in (group, group / "cgroup.procs", group / "tasks", group / "cgroup.subtree_control"):
+            if path.exists():
+                os.chown(path, owner, owner)
+        entrances.append(group / "cgroup.procs")
+    return entrances
 
 
 def kill_and_remove(name: str, *, timeout: float = 10) -> None:
@@ -65,22 +95,21 @@ def names() -> list[str]:
     return sorted({group.name for parent in parents for group in parent.iterdir() if group.is_dir()})
 
 
-def _limit_memory(parent: Path, name: str, memory_mb: int) -> None:
-    if is_unified():
-        (ROOT / "cgroup.subtree_control").write_text("+memory")
-        (parent / "cgroup.subtree_control").write_text("+memory")
-    for limit in ("memory.max", "memory.limit_in_bytes"):
-        path = parent / name / limit
-        if path.exists():
-            path.write_text(str(memory_mb * 1024**2))
-
-
-def _inherit_cpuset(group: Path) -> None:
-    """On v1 a new cpuset has no CPU and no memory node, and no process can enter it."""
+def _make(group: Path) -> None:
+    """On v1 a new cpuset has no CPU and no memory node, and no process can enter it until it has."""
+    group.mkdir(exist_ok=True)
     for key in ("cpuset.cpus", "cpuset.mems"):
         path, parent = group / key, group.parent / key
         if path.exists() and parent.exists() and not path.read_text().strip():
             path.write_text(parent.read_text())
+
+
+def _enable_controllers(group: Path) -> None:
+    """On v2, let the children of a group have every controller that the group has."""
+    available = group / "cgroup.controllers"
+    for controller in available.read_text().split() if available.exists() else []:
+        with contextlib.suppress(OSError):  # some need what the kernel has not, such as real-time scheduling
+            (group / "cgroup.subtree_control").write_text(f"+{controller}")
 
 
 def _kill_tree(group: Path) -> None:

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minipc.errors import MinipcError, RefusedError
-from minipc.lab import cgroups, debs, image, network, nspawn, reaper, ssh
+from minipc.lab import cgroups, debs, image, network, nspawn, ssh
 from minipc.lab.apt_sources import controller_mirrors
 from minipc.lab.machine import Machine, ProcessId, check_name, find, free_index, load_all, machines_dir
+from minipc.lab.ownership import dismiss_reapers, ensure_reaper
 from minipc.lab.prerequisites import ensure_prerequisites
 
 LOCK = Path("/run/minipc-lab.lock")
@@ -55,7 +56,7 @@ def up(
         network.ensure(network.nameservers(), controller_mirrors().web_ports)
         machine = _create(name, base, disk_gb=disk_gb, memory_mb=memory_mb, k3s=k3s, keep=keep)
         if not keep:
-            reaper.ensure(ProcessId.own())
+            ensure_reaper(ProcessId.own())
     try:
         start(machine)
     except BaseException:
@@ -221,7 +222,7 @@ def _remove(doomed: list[Machine], *, harvest: bool = False) -> None:
         debs.remove_layer(machine.name)
         shutil.rmtree(machine.directory)
     remaining = load_all()
-    reaper.dismiss_idle({machine.owner for machine in remaining if machine.owner})
+    dismiss_reapers({machine.owner for machine in remaining if machine.owner})
     if remaining:
         ssh.write_client_files()
     else:
@@ -241,7 +242,7 @@ def _mend() -> None:
     for directory in machines_dir().iterdir():
         debs.remove_layer(directory.name)
         shutil.rmtree(directory)
-    reaper.dismiss_idle(set())
+    dismiss_reapers(set())
     network.release()
 
 

@@ -63,7 +63,7 @@ class Machine:
         index: smallest free number; its addresses and its range of user ids follow from it.
         disk_gb: size in GiB of its own writable disk.
         memory_mb: limit in MiB, None for none.
-        k3s: started with what K3s needs (see `nspawn.profile`).
+        k3s: started with what K3s needs.
         kept: survives its owner; only `down` removes it.
         image: directory of the base image.
         owner: the process it belongs to; None for a kept machine.

@@ -23,6 +23,8 @@ FIRST_UID = 0x60000000
 
 DROPPED_CAPABILITIES = ("CAP_AUDIT_CONTROL", "CAP_AUDIT_WRITE", "CAP_SYS_TIME")
 ADDED_CAPABILITIES = ("CAP_NET_ADMIN", "CAP_IPC_LOCK")
+# Container runtimes give each container a session keyring and, on cgroup v2, a device filter.
+K3S_SYSTEM_CALLS = ("add_key", "keyctl", "bpf")
 
 
 def make_disk(machine: Machine) -> None:
@@ -71,15 +73,26 @@ def nspawn_command(machine: Machine, root: Path) -> list[str]:
         *(f"--private-users={first_uid(machine)}:{UID_COUNT}", "--private-users-ownership=off"),
         f"--capability={','.join(ADDED_CAPABILITIES)}",
         f"--drop-capability={','.join(DROPPED_CAPABILITIES)}",
+        *([f"--system-call-filter={' '.join(K3S_SYSTEM_CALLS)}"] if machine.k3s else []),
         "--private-network",
         *(f"--network-veth-extra={network.cable(machine.index, side)}:{side.interface}" for side in network.SIDES),
         *("--resolv-conf=off", "--timezone=off", "--link-journal=no"),
     ]
 
 
-def nspawn_environment(machine: Machine) -> dict[str, str]:
-    """cgroup v2 inside, also on a controller with v1 (there without resource limits for single services)."""
-    return {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "TERM": "dumb"}
+def nspawn_environment(machine: Machine, *, unified_controller: bool) -> dict[str, str]:
+    """Which control groups the machine sees.
+
+    It gets v2, as every Debian 13 does; on a controller with v1 that means without resource limits for single
+    services. K3s can't do without limits, so there its machine gets v1, which Debian 13's systemd must be talked into.
+    """
+    if machine.k3s and not unified_controller:
+        return {
+            "TERM": "dumb",
+            "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "0",
+            "SYSTEMD_PROC_CMDLINE": "systemd.unified_cgroup_hierarchy=0 SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
+        }
+    return {"TERM": "dumb", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
 
 
 def upper(machine: Machine) -> Path:

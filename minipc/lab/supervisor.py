@@ -8,6 +8,7 @@ reason, the kernel ends every process of the machine and drops every mount, loop
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -18,16 +19,35 @@ from minipc.errors import MinipcError
 from minipc.lab import cgroups, debs, network, nspawn, ssh
 from minipc.lab.machine import FIRST_HOST, Machine, load
 from minipc.lab.mounts import mount_root
-from minipc.lab.shell import clean_environment
+from minipc.lab.shell import call, clean_environment
 
 REBOOT = 133  # systemd-nspawn --keep-unit exits with it when the machine asked for a reboot
+
+# What K3s finds on a real machine and not in a container: mounts that propagate to pods, and a kernel log to watch.
+K3S_UNIT = """\
+[Unit]
+Description=Lab: what K3s expects of a machine
+DefaultDependencies=no
+After=systemd-tmpfiles-setup-dev.service
+Before=basic.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/bin/mount --make-rshared /
+ExecStart=/usr/bin/touch /dev/kmsg
+ExecStart=/usr/bin/mount --bind /dev/null /dev/kmsg
+
+[Install]
+WantedBy=basic.target
+"""
 
 
 def main(directory: Path) -> int:
     subject = load(directory)
     if subject is None:
         raise MinipcError(f"no machine in {directory}")
-    cgroups.enter(subject.name, subject.memory_mb)
+    cgroups.create(subject.name, subject.memory_mb)
     layer = debs.layer_of(subject.name)
     layers = [*([layer] if layer else []), Path(subject.image)]
     root = mount_root(directory, subject.disk, layers, nspawn.first_uid(subject))
@@ -39,10 +59,15 @@ def main(directory: Path) -> int:
 
 def boot(subject: Machine, root: Path) -> int:
     """One run of the machine, from power-on until it stops. Returns nspawn's exit code."""
+    entrances = cgroups.enter_boot(subject.name, nspawn.first_uid(subject))
+    enter = "".join(f"echo 0 > {shlex.quote(str(entrance))}; " for entrance in entrances)
     process = subprocess.Popen(
-        nspawn.nspawn_command(subject, root),
+        ["sh", "-ec", f'{enter} exec "$@"', "sh", *nspawn.nspawn_command(subject, root)],
         stdin=subprocess.DEVNULL,
-        env={**clean_environment(), **nspawn.nspawn_environment(subject)},
+        env={
+            **clean_environment(),
+            **nspawn.nspawn_environment(subject, unified_controller=cgroups.is_unified()),
+        },
     )
     threading.Thread(target=plug_in, args=(subject, process), daemon=True).start()
     return process.wait()
@@ -70,6 +95,8 @@ def give_identity(subject: Machine, root: Path) -> None:
         "etc/ssh/ssh_host_ed25519_key.pub": (f"{subject.host_key}\n", 0o644),
         "root/.ssh/authorized_keys": (ssh.client_public_key() + "\n", 0o600),
     }
+    if subject.k3s:
+        files["etc/systemd/system/lab-k3s.service"] = (K3S_UNIT, 0o644)
     for side in network.SIDES:
         files[f"etc/systemd/network/10-{side.interface}.network"] = (render_networkd(subject, side), 0o644)
     owner = nspawn.first_uid(subject)
@@ -82,6 +109,8 @@ def give_identity(subject: Machine, root: Path) -> None:
         path.write_text(text)
         path.chmod(mode)
         os.chown(path, owner, owner)
+    if subject.k3s:
+        call("systemctl", f"--root={root}", "--quiet", "enable", "lab-k3s.service")
     done.touch()
 
 
