@@ -17,13 +17,14 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from minipc_workload import health, records
+from minipc_workload import health, user_data
 from minipc_workload.cache import Cache
 from minipc_workload.database import Database, HeartbeatReader
 from minipc_workload.errors import DatabaseUnavailableError
 from minipc_workload.freshness import Limits
 from minipc_workload.middleware import RequestMiddleware
-from minipc_workload.screens import Screen, outing, parking, show
+from minipc_workload.screens import Screen, outing, parking
+from minipc_workload.screens.answering import show
 from minipc_workload.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -146,42 +147,42 @@ async def get_outing(request: Request) -> Response:
 
 
 @router.put("/api/settings/{user}")
-async def put_settings(request: Request, user: User, body: NotificationSettings) -> records.Row:
+async def put_settings(request: Request, user: User, body: NotificationSettings) -> user_data.Row:
     """Creates or replaces a user's notification settings."""
-    return await service(request).db.run(lambda db: records.put_settings(db, user, body.model_dump()))
+    return await service(request).db.run(lambda db: user_data.put_settings(db, user, body.model_dump()))
 
 
 @router.get("/api/settings/{user}")
-async def get_settings(request: Request, user: User) -> records.Row:
+async def get_settings(request: Request, user: User) -> user_data.Row:
     """A user's notification settings."""
-    return _found(await service(request).db.run(lambda db: records.get_settings(db, user)))
+    return _found(await service(request).db.run(lambda db: user_data.get_settings(db, user)))
 
 
 @router.post("/api/push-subscriptions", status_code=201)
-async def add_subscription(request: Request, body: PushSubscription) -> records.Row:
+async def add_subscription(request: Request, body: PushSubscription) -> user_data.Row:
     """Creates a push subscription; the same endpoint again renews its keys."""
-    return await service(request).db.run(lambda db: records.add_subscription(db, body.model_dump()))
+    return await service(request).db.run(lambda db: user_data.add_subscription(db, body.model_dump()))
 
 
 @router.get("/api/push-subscriptions/{user}")
-async def list_subscriptions(request: Request, user: User) -> list[records.Row]:
+async def list_subscriptions(request: Request, user: User) -> list[user_data.Row]:
     """A user's push subscriptions, without their keys."""
-    return await service(request).db.run(lambda db: records.list_subscriptions(db, user))
+    return await service(request).db.run(lambda db: user_data.list_subscriptions(db, user))
 
 
 @router.post("/api/events", status_code=201)
-async def add_event(request: Request, body: Event) -> records.Row:
+async def add_event(request: Request, body: Event) -> user_data.Row:
     """Stores an event."""
-    return await service(request).db.run(lambda db: records.add_event(db, body.model_dump()))
+    return await service(request).db.run(lambda db: user_data.add_event(db, body.model_dump()))
 
 
 @router.get("/api/events/{event_id}")
-async def get_event(request: Request, event_id: Annotated[int, Path(ge=1, lt=2**63)]) -> records.Row:
+async def get_event(request: Request, event_id: Annotated[int, Path(ge=1, lt=2**63)]) -> user_data.Row:
     """One event."""
-    return _found(await service(request).db.run(lambda db: records.get_event(db, event_id)))
+    return _found(await service(request).db.run(lambda db: user_data.get_event(db, event_id)))
 
 
-def _found(row: records.Row | None) -> records.Row:
+def _found(row: user_data.Row | None) -> user_data.Row:
     if row is None:
         raise HTTPException(404, "there is none")
     return row

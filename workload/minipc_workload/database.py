@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -63,7 +64,10 @@ class Database:
             (metrics.POOL_AVAILABLE, "pool_available"),
             (metrics.POOL_WAITING, "requests_waiting"),
         ):
-            gauge.set_function(lambda key=key: self._pool.get_stats().get(key, 0))
+            gauge.set_function(partial(self._statistic, key))
+
+    def _statistic(self, key: str) -> float:
+        return self._pool.get_stats().get(key, 0)
 
     async def open(self) -> None:
         """Starts connecting; does not wait, so that the process also starts while the server is down."""

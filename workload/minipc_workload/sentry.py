@@ -17,11 +17,10 @@ def start(settings: Settings, service: str) -> None:
 
     redact = Redactor(settings.secrets)
 
-    def before_send(event: dict[str, Any], _hint: dict[str, Any]) -> dict[str, Any]:
+    def before_send(event: Any, _hint: Any) -> Any:
         if request_id.get():
             event.setdefault("tags", {})["request_id"] = request_id.get()
-        clean: dict[str, Any] = json.loads(redact(json.dumps(event, default=str)))
-        return clean
+        return json.loads(redact(json.dumps(event, default=str)))
 
     sentry_sdk.init(
         dsn=settings.sentry_dsn,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from psycopg.types.json import Jsonb
-
-from minipc_workload.database import Connection, Database
 from minipc_workload.jobs import Batch, each
 from minipc_workload.logs import request_id
+
+if TYPE_CHECKING:
+    from minipc_workload.database import Connection, Database
 
 HORIZON = timedelta(minutes=30)
 # One forecast for each lot and five minutes.
@@ -78,14 +79,14 @@ async def _notify(db: Connection, lot: dict[str, Any], free: int, target_at: dat
     """Puts a notification in the outbox for whoever asked for it, at most one for each lot and hour."""
     await db.execute(
         """INSERT INTO outbox (subscription_id, dedup_key, request_id, payload)
-           SELECT subscription.id, %(key)s, %(request_id)s, %(payload)s
+           SELECT subscription.id, %(key)s, %(request_id)s, %(payload)s::jsonb
            FROM push_subscriptions subscription JOIN notification_settings wish USING (user_id)
            WHERE wish.parking_alerts AND %(free)s < wish.min_free_spaces
            ON CONFLICT (subscription_id, dedup_key) DO NOTHING""",
         {
             "key": f"parking:{lot['id']}:{target_at:%Y-%m-%dT%H}",
             "request_id": request_id.get(),
-            "payload": Jsonb({"title": f"{lot['name']}: about {free} spaces left at {target_at:%H:%M} UTC"}),
+            "payload": json.dumps({"title": f"{lot['name']}: about {free} spaces left at {target_at:%H:%M} UTC"}),
             "free": free,
         },
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from minipc_workload.database import Connection, Database
 from minipc_workload.downstream import Downstream
 from minipc_workload.errors import CircuitOpenError, PermanentError, TransientError
 from minipc_workload.jobs import Batch, each, log
+
+if TYPE_CHECKING:
+    from minipc_workload.database import Connection, Database
 
 KEEP_DAYS = 30
 CLOCK_TOLERANCE = timedelta(minutes=5)

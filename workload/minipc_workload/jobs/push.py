@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from minipc_workload.database import Connection, Database
 from minipc_workload.downstream import Downstream
 from minipc_workload.errors import CircuitOpenError, PermanentError, TransientError
 from minipc_workload.jobs import Batch, log
 from minipc_workload.logs import working_for
+
+if TYPE_CHECKING:
+    from minipc_workload.database import Connection, Database
 
 BATCH_MAX = 100
 KEEP_DAYS = 30

@@ -1,17 +1,13 @@
-"""The two screens. They answer what they can: from the cache, the database, or an old cache entry if need be."""
+"""The two screens: what each one shows, and how it is read. How they are answered: answering.py."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from minipc_workload import metrics
-from minipc_workload.cache import Cache
-from minipc_workload.database import Connection, Database
-from minipc_workload.errors import DatabaseUnavailableError
-from minipc_workload.freshness import Limits, answer
+if TYPE_CHECKING:
+    from minipc_workload.database import Connection
 
 
 @dataclass(frozen=True)
@@ -28,27 +24,3 @@ class Screen:
 
     name: str
     read: Callable[[Connection], Awaitable[Content]]
-
-
-async def show(screen: Screen, db: Database, cache: Cache, limits: Limits, cache_ttl_s: int) -> dict[str, Any] | None:
-    """The answer, or None when there is nothing to show: no data yet, or neither database nor cache has it."""
-    now = datetime.now(UTC)
-    cached = await cache.get(screen.name)
-    if cached and (now - datetime.fromisoformat(cached["generated_at"])).total_seconds() <= cache_ttl_s:
-        metrics.CACHE_HITS.labels(screen.name).inc()
-        return _answer(cached, now, limits, fallback=False)
-    metrics.CACHE_MISSES.labels(screen.name).inc()
-    try:
-        content = await db.run(screen.read)
-    except DatabaseUnavailableError:
-        return _answer(cached, now, limits, fallback=True) if cached else None
-    if not content.items:
-        return None
-    entry = {"generated_at": now.isoformat(), "items": content.items, "complete": content.complete}
-    await cache.put(screen.name, entry)
-    return _answer(entry, now, limits, fallback=False)
-
-
-def _answer(entry: dict[str, Any], now: datetime, limits: Limits, fallback: bool) -> dict[str, Any]:
-    generated_at = datetime.fromisoformat(entry["generated_at"])
-    return answer(generated_at, entry["items"], entry["complete"], fallback, now, limits)

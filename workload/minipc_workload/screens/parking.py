@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from minipc_workload.database import Connection
+from typing import TYPE_CHECKING
+
 from minipc_workload.screens import Content, Screen
+
+if TYPE_CHECKING:
+    from minipc_workload.database import Connection
 
 
 async def read(db: Connection) -> Content:

@@ -1,0 +1,87 @@
+"""The verdict for monitors: right, and quick also when the database hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from minipc_workload import health
+from minipc_workload.errors import DatabaseUnavailableError
+
+FRESH = {"ingest": 5.0, "forecast": 5.0, "push": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("ages", "status", "db", "worker"),
+    [
+        (FRESH, 200, "ok", "ok"),
+        (FRESH | {"push": 600.0}, 200, "ok", "ok"),
+        (FRESH | {"push": 600.1}, 503, "ok", "stale: push"),
+        (FRESH | {"push": 9e9, "ingest": 9e9}, 503, "ok", "stale: ingest, push"),
+        ({"ingest": 5.0}, 503, "ok", "stale: forecast, push"),
+        (None, 503, "down", "unknown"),
+    ],
+)
+def test_verdict(ages: health.Ages | None, status: int, db: str, worker: str) -> None:
+    verdict = "ok" if status == 200 else "fail"
+    assert health.verdict(ages, 12.34, 600) == (
+        status,
+        {"status": verdict, "db": db, "worker": worker, "uptime_s": 12.3},
+    )
+
+
+def test_a_worker_that_is_gone_from_the_code_does_not_count() -> None:
+    assert health.verdict(FRESH | {"retired": 9e9}, 0, 600)[0] == 200
+
+
+class Database:
+    """Counts queries; hangs while `hangs`."""
+
+    def __init__(self) -> None:
+        self.queries = 0
+        self.hangs = True
+
+    async def query(self) -> health.Ages:
+        self.queries += 1
+        while self.hangs:
+            await asyncio.sleep(0.01)
+        return FRESH
+
+
+def test_a_hanging_database_is_down_within_the_budget_and_asked_once() -> None:
+    database = Database()
+
+    async def main() -> None:
+        probe = health.Probe(database.query, budget_s=0.15)
+        began = time.monotonic()
+        assert await asyncio.gather(*(probe.ask() for _ in range(50))) == [None] * 50
+        assert await probe.ask() is None
+        assert time.monotonic() - began < 2 * 0.2
+        assert database.queries == 1
+        database.hangs = False
+        assert await probe.ask() == FRESH, "it came back: the question under way is answered"
+        assert await probe.ask() == FRESH
+        assert database.queries == 2
+
+    asyncio.run(main())
+
+
+def test_a_question_that_hangs_for_long_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "ABANDON_S", 0.05)
+    database = Database()
+
+    async def main() -> None:
+        probe = health.Probe(database.query, budget_s=0.1)
+        assert await probe.ask() is None
+        assert await probe.ask() is None
+        assert database.queries == 2
+
+    asyncio.run(main())
+
+
+def test_an_unreachable_database_is_down() -> None:
+    async def refuse() -> health.Ages:
+        raise DatabaseUnavailableError("connection refused")
+
+    assert asyncio.run(health.Probe(refuse, budget_s=0.1).ask()) is None
