@@ -3,6 +3,8 @@
 pyinfra inventory/production.py deploys/firewall.py
 """
 
+from ipaddress import ip_network
+
 from pyinfra.api import deploy
 from pyinfra.operations import apt
 
@@ -13,6 +15,7 @@ from minipc.operations import HOLD_STARTS, Absent, File, place, unit
 @deploy("firewall")
 def firewall() -> None:
     settings = config()
+    networks = [ip_network(network) for network in settings.firewall.operator_networks]
 
     # install
     apt.packages(name="install packages", packages=["nftables"], _env=HOLD_STARTS)
@@ -27,7 +30,11 @@ def firewall() -> None:
             # Debian's own unit flushes everybody's rules when it stops; ours takes its place.
             Absent("/etc/systemd/system/sysinit.target.wants/nftables.service"),
         ],
-        values={"firewall": settings.firewall},
+        values={
+            "firewall": settings.firewall,
+            "operator_ipv4": [network for network in networks if network.version == 4],
+            "operator_ipv6": [network for network in networks if network.version == 6],
+        },
     )
 
     # activate

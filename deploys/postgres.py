@@ -9,7 +9,7 @@ from pyinfra.operations import apt
 
 from minipc.facts.machine import MachineSize
 from minipc.guards import config, secrets
-from minipc.operations import HOLD_STARTS, Directory, File, place, unit
+from minipc.operations import HOLD_STARTS, File, place, unit
 from minipc.operations.postgres import access_present, cluster_created
 from minipc.sizes import postgres_memory
 
@@ -37,8 +37,7 @@ def postgres() -> None:
         name="configure",
         component="postgres",
         entries=[
-            Directory(f"{ETC}/conf.d", owner="postgres"),
-            File("minipc.conf.j2", f"{ETC}/conf.d/minipc.conf", owner="postgres", mode="640"),
+            File("postgresql.conf.j2", f"{ETC}/postgresql.conf", owner="postgres"),
             File("pg_hba.conf.j2", f"{ETC}/pg_hba.conf", owner="postgres", mode="640"),
             File("override.conf", f"/etc/systemd/system/postgresql@{VERSION}-main.service.d/minipc.conf"),
         ],
@@ -47,7 +46,6 @@ def postgres() -> None:
 
     # activate
     unit(name="activate", unit=f"postgresql@{VERSION}-main.service", restart_on=[files])
-    unit(name="start at boot", unit="postgresql.service")
     access_present(
         name="create roles, databases and extensions",
         port=settings.postgres.port,

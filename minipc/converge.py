@@ -131,11 +131,13 @@ def _said(log: Path, start: int) -> str:
 
 
 def _failure(code: int, said: str, log: Path | None, command: Sequence[str]) -> MinipcError:
-    where = f"\n  log: {log}" if log else ""
-    tail = "\n".join(f"  | {line}" for line in said.rstrip().splitlines()[-_TAIL_LINES:])
-    again = "mend the cause and run the same command again: it goes on where it stopped"
+    lines = said.rstrip().splitlines()
+    tail = "\n".join(f"  | {line}" for line in lines[-_TAIL_LINES:])
+    where = f"\n{tail}" + (f"\n  log: {log}" if log else "")
     if code == EXIT_REFUSED:
-        return RefusedError(f"a guard refused, nothing was changed:\n{tail}{where}", "")
-    if code < 0:
-        return ConvergeError(f"pyinfra was killed by signal {-code}{where}\n{tail}", again, EXIT_FAIL)
-    return ConvergeError(f"pyinfra ended with {code}: {' '.join(command[:1])} …{where}\n{tail}", again, EXIT_FAIL)
+        return RefusedError(f"a guard refused, nothing was changed{where}", "")
+    again = "mend the cause and run the same command again: it goes on where it stopped"
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+    started = [line for line in lines if "Starting operation: " in line]
+    during = f" during `{started[-1].split('operation: ')[1].strip()}`" if started else ""
+    return ConvergeError(f"pyinfra {how}{during}{where}", again, EXIT_FAIL)

@@ -19,9 +19,10 @@ from pyinfra import context, logger
 from minipc.config import Settings, parse
 from minipc.errors import MinipcError, RefusedError
 from minipc.facts.machine import IDENTITY_FILE, MachineIdentity
+from minipc.halt import stop
 from minipc.progress import record_operations, write_event
 from minipc.secrets import Secret, load
-from minipc.timeline import Note, Refused
+from minipc.timeline import Note, NotExercised
 
 _INTERRUPTED = 130
 _settings: dict[str, Settings] = {}
@@ -62,14 +63,10 @@ def secrets(names: Mapping[str, str], optional: Iterable[str] = ()) -> dict[str,
     return {key: found[name] for key, name in wanted.items()} | there
 
 
-def stop(error: MinipcError) -> NoReturn:
-    """Ends the run at once with the error's exit code; pyinfra itself would turn it into 1 and a traceback."""
-    if isinstance(error, RefusedError):
-        write_event(Refused(reason=str(error)))
-    else:
-        write_event(Note(text=str(error)))
-    logger.error(str(error))
-    sys.exit(error.exit_code)
+def not_exercised(what: str, why: str, component: str) -> None:
+    """Says loudly that a part is left out; every report counts it."""
+    logger.warning("NOT EXERCISED: %s: %s", what, why)
+    write_event(NotExercised(what=what, why=why, component=component))
 
 
 def _check_identity(name: str, pinned: str | None, found: str | None) -> None:

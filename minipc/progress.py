@@ -47,11 +47,12 @@ class _Recorder(BaseStateCallback):
     """Times operations; static methods in pyinfra, which calls them through the instance. `did_change` is only complete in `operation_end` (pyinfra 3.10)."""
 
     def __init__(self) -> None:
+        self._planned = False
         self._started: dict[str, float] = {}
-        self._failed: set[str] = set()
 
     def operation_start(self, state: State, op_hash: str) -> None:  # type: ignore[override]
-        if not self._started:
+        if not self._planned:
+            self._planned = True
             names = [_split(state, each) for each in state.get_op_order()]
             write_event(Plan(operations=len(names), components=tuple(dict.fromkeys(each for each, _ in names))))
         self._started[op_hash] = time.time()
@@ -61,20 +62,18 @@ class _Recorder(BaseStateCallback):
     def operation_host_error(  # type: ignore[override]
         self, state: State, host: Host, op_hash: str, retry_count: int = 0, max_retries: int = 0
     ) -> None:
-        self._failed.add(op_hash)
+        # pyinfra ends the run without `operation_end` when the last host has failed.
+        self._ended(state, op_hash, changed=False, ok=False)
 
     def operation_end(self, state: State, op_hash: str) -> None:  # type: ignore[override]
+        if op_hash in self._started:
+            metas = [data[op_hash].operation_meta for data in state.ops.values() if op_hash in data]
+            self._ended(state, op_hash, changed=any(meta.did_change() for meta in metas if meta.is_complete()), ok=True)
+
+    def _ended(self, state: State, op_hash: str, *, changed: bool, ok: bool) -> None:
         component, name = _split(state, op_hash)
-        metas = [operations[op_hash].operation_meta for operations in state.ops.values() if op_hash in operations]
-        write_event(
-            OperationEnd(
-                component=component,
-                name=name,
-                changed=any(meta.is_complete() and meta.did_change() for meta in metas),
-                ok=op_hash not in self._failed,
-                seconds=round(time.time() - self._started[op_hash], 4),
-            )
-        )
+        seconds = round(time.time() - self._started.pop(op_hash), 4)
+        write_event(OperationEnd(component=component, name=name, changed=changed, ok=ok, seconds=seconds))
 
 
 def _split(state: State, op_hash: str) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from minipc.components import Component, select
 from minipc.errors import CouldNotVerifyError, MinipcError
 from minipc.git import head
 from minipc.paths import ROOT
+from minipc.report import render
 from minipc.timeline import Event, EventWriter, Note, NotExercised, PhaseEnd, PhaseStart, read
 from minipc.verdicts import Verdict
 from minipc.wording import first_line
@@ -100,12 +101,18 @@ class Run:
         runtime: Literal["k3s", "stand-in"] | None,
         converge_phase: str,
         overrides: list[records.Override],
+        components: Sequence[str] = (),
     ) -> records.Record:
-        """The record of the run, with the verdict that its parts add up to."""
+        """The record of the run, with the verdict that its parts add up to.
+
+        Args:
+            converge_phase: whose operations the rows of the components count.
+            components: which of them took part; all of them when none is named.
+        """
         ended = datetime.now(UTC)
         seen = records.observe(read(self.events), ended=ended)
         converged = [operation for operation in seen.operations if operation.phase == converge_phase]
-        components = [_component(each, converged, seen) for each in select([])]
+        rows = [_component(each, converged, seen) for each in select(components)]
         exercised = _exercised(seen)
         commit = head()
         return records.conclude(
@@ -121,15 +128,24 @@ class Run:
                 runtime=runtime,
                 overrides=overrides,
                 phases=seen.phases,
-                components=components,
+                components=rows,
                 operations=seen.operations,
                 checks=seen.checks,
                 exercised=exercised,
                 gates=self.gates,
+                rto_seconds=None,
+                rpo_seconds=None,
                 versions=self.versions,
                 artifacts=self.artifacts,
             )
         )
+
+    def publish(self, record: records.Record) -> tuple[Path, Path]:
+        """Stores the record and renders the report; returns the paths of report and record."""
+        record_path = records.save(record, RECORDS)
+        report_path = self.directory / "report.html"
+        report_path.write_text(render(record, records.load_all(RECORDS, record.kind).records), encoding="utf-8")
+        return report_path, record_path
 
 
 def _component(component: Component, operations: list[records.Operation], seen: records.Observed) -> records.Component:

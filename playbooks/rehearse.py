@@ -21,9 +21,8 @@ from minipc.errors import MinipcError
 from minipc.inventory import Target, the_target
 from minipc.lab.inventory import entry, overrides, pin_lab_machine, stand_in_data
 from minipc.records import Gate, Record
-from minipc.report import write_report
-from minipc.run import RECORDS, PhaseFailedError, Run
-from minipc.secrets import prepare_lab
+from minipc.run import PhaseFailedError, Run
+from minipc.secrets.generate import generate
 from minipc.timeline import OperationEnd, read
 from minipc.variables import REHEARSE_AS_VARIABLE
 from minipc.verification import verify
@@ -62,8 +61,8 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
         try:
             with run.phase("prepare", "programs, base image, secrets"):
                 lab.ensure_prerequisites(install=True)
-                lab.ensure_image()
-                prepare_lab()
+                lab.image.ensure()
+                generate("lab")
             with run.phase("boot", "a blank machine"):
                 machine = lab.up(options.name, keep=options.keep)
             with run.phase("adopt", "host key and identity"):
@@ -89,8 +88,7 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
         converge_phase=CONVERGE,
         overrides=overrides(options.group) if options.group != "lab" else [],
     )
-    record_path = records.save(record, RECORDS)
-    report_path = write_report(record, run.directory / "report.html", RECORDS)
+    report_path, record_path = run.publish(record)
     print_summary(record, report_path=report_path, record_path=record_path)
     return record, record_path, report_path
 

@@ -23,6 +23,7 @@ from pyinfra.api.operation import OperationMeta
 
 from minipc.errors import ConfigError
 from minipc.facts.files import FileContents, FileState, FileStates
+from minipc.halt import stop
 from minipc.paths import ROOT
 
 STAGE = "/var/lib/minipc/stage"
@@ -103,15 +104,21 @@ class Placed:
 def place(name: str, component: str, entries: Sequence[Entry], values: Mapping[str, Any] | None = None) -> Placed:
     """Has all entries on the machine, or changes none of the files when a check refuses one.
 
-    Raises:
-        ConfigError: a template uses an undefined variable or can't be rendered; raised before anything is changed.
+    A template that uses an undefined variable, or can't be rendered, ends the run before anything is changed.
     """
-    rendered = [render(component, entry, values or {}) for entry in entries]
+    try:
+        rendered = [render(component, entry, values or {}) for entry in entries]
+    except ConfigError as error:
+        stop(error)
     return Placed(entries_present(name=name, entries=rendered), digest(rendered))
 
 
 def render(component: str, entry: Entry, values: Mapping[str, Any]) -> Entry:
-    """The entry with its content filled in."""
+    """The entry with its content filled in.
+
+    Raises:
+        ConfigError: names the template, the target and what is undefined.
+    """
     if not isinstance(entry, File) or entry.content is not None:
         return entry
     folder = ROOT / "templates" / component

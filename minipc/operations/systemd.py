@@ -17,6 +17,8 @@ from pyinfra.api.operation import OperationMeta
 from minipc.facts.systemd import STAMPS, UnitState, stamp_path
 from minipc.operations.files import Placed
 
+_STARTS_AT_BOOT = {"enabled", "enabled-runtime", "static", "generated", "alias", "indirect"}
+
 HOLD_STARTS = {"MINIPC_HOLD_STARTS": "1"}
 """`_env` for `apt.packages`: a package's own service is not started before it is configured (policy-rc.d)."""
 
@@ -60,7 +62,7 @@ def steps_to(state: dict[str, str], unit: str, restart_digest: str, reload_diges
     steps = []
     if state.get("NeedDaemonReload") == "yes":
         steps.append("systemctl daemon-reload")
-    if enabled and state.get("UnitFileState") not in ("enabled", "static", "generated", "alias", "indirect"):
+    if enabled and state.get("UnitFileState") not in _STARTS_AT_BOOT:
         steps.append(f"systemctl enable --quiet {quoted}")
     stamp = f"{restart_digest} {reload_digest}"
     running_with, _, loaded_with = state.get("Stamp", "").partition(" ")

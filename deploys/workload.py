@@ -1,0 +1,84 @@
+"""The service itself, as the lab's stand-in: the same code that runs in K3s, under systemd on the same port.
+
+pyinfra inventory/lab.py deploys/workload.py
+"""
+
+from pyinfra.api import deploy
+from pyinfra.operations import apt, server
+
+from minipc.guards import config, not_exercised, secrets
+from minipc.operations import HOLD_STARTS, Content, Directory, File, SecretFile, place, unit
+from minipc.paths import ROOT
+
+INSTALL_DIR = "/opt/workload"
+SOURCE = ROOT / "workload"
+WORKERS = ["ingest", "forecast", "push"]
+
+
+@deploy("workload")
+def workload() -> None:
+    settings = config()
+    if settings.workload.runtime != "stand-in":
+        not_exercised(
+            "workload", f"the runtime {settings.workload.runtime} is not deployed by this version", "workload"
+        )
+        return
+    names = {"database": "postgres.password.workload", "redis": "redis.password.workload", "sentry": "sentry.dsn"}
+    passwords = secrets(names, optional=[] if settings.workload.sentry else ["sentry"])
+
+    # install
+    packages = (SOURCE / "packages.txt").read_text(encoding="utf-8").split()
+    apt.packages(name="install packages", packages=packages, _env=HOLD_STARTS)
+    server.user(name="create the account", user="workload", system=True, home=INSTALL_DIR, shell="/usr/sbin/nologin")
+    sources = sorted(
+        path for path in (SOURCE / "minipc_workload").rglob("*") if path.suffix in {".py", ".sql", ".mako"}
+    )
+    code = place(
+        name="place the code",
+        component="workload",
+        entries=[
+            Directory(INSTALL_DIR),
+            *(Content(path.read_bytes(), f"{INSTALL_DIR}/{path.relative_to(SOURCE)}") for path in sources),
+        ],
+    )
+
+    # configure
+    values = {
+        "environment": settings.environment,
+        "version": code.digest[:12],
+        "install_dir": INSTALL_DIR,
+        "database_host": settings.host.service_address,
+        "database_port": settings.postgres.port,
+        "database_name": "workload",
+        "database_user": "workload",
+        "database_password": passwords["database"].reveal(),
+        "redis_host": settings.host.service_address,
+        "redis_port": settings.redis.port,
+        "redis_username": "workload",
+        "redis_password": passwords["redis"].reveal(),
+        "port": settings.workload.port,
+        "metrics_ports": settings.workload.metrics_ports,
+        "worker_stale_s": settings.workload.worker_stale_s,
+        "sentry_dsn": passwords["sentry"].reveal() if "sentry" in passwords else "",
+    }
+    files = place(
+        name="configure",
+        component="workload",
+        entries=[
+            Directory("/etc/workload", mode="700"),
+            SecretFile("env.j2", "/etc/workload/env"),
+            File("workload-migrate.service.j2", "/etc/systemd/system/workload-migrate.service"),
+            File("workload-api.service.j2", "/etc/systemd/system/workload-api.service"),
+            File("workload-worker@.service.j2", "/etc/systemd/system/workload-worker@.service"),
+        ],
+        values=values,
+    )
+
+    # activate
+    unit(name="migrate the database", unit="workload-migrate.service", restart_on=[code, files])
+    unit(name="activate the API", unit="workload-api.service", restart_on=[code, files])
+    for worker in WORKERS:
+        unit(name=f"activate the worker {worker}", unit=f"workload-worker@{worker}.service", restart_on=[code, files])
+
+
+workload()

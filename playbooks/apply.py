@@ -1,0 +1,79 @@
+"""Converges or checks a machine of the inventory, with timing, a record and a report.
+
+minipc apply [COMPONENT…]      minipc verify [COMPONENT…]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minipc.components import deploy_files, select
+from minipc.converge import converge
+from minipc.display import console_for, print_summary, watch
+from minipc.errors import EXIT_FAIL, EXIT_PASS
+from minipc.inventory import Environment, the_target
+from minipc.records import exit_code
+from minipc.run import PhaseFailedError, Run
+from minipc.verdicts import SIGNS
+from minipc.verification import Verification, verify
+from playbooks.rehearse import describe, versions
+
+CONVERGE = "converge"
+
+
+def apply(environment: Environment, names: Sequence[str], alias: str | None) -> int:
+    """Converges and verifies; returns the exit code.
+
+    Raises:
+        ConfigError: the configuration or a name is wrong; nothing was changed.
+        RefusedError: it isn't the machine that the inventory means; nothing was changed.
+    """
+    chosen = [component.name for component in select(names)]
+    files = deploy_files(names)
+    target = the_target(environment, alias)
+    run = Run("converge")
+    with watch(run.events):
+        try:
+            with run.phase("connect", target.data["ssh_hostname"]):
+                facts = describe(target, "hardware" if environment == "production" else "nspawn")
+            with run.phase(CONVERGE, " ".join(names) or "everything"):
+                converge(environment, files, log=run.log, events=run.events, limit=target.alias)
+            with run.phase("verify"):
+                verify(environment, target, chosen, events=run.events, log=run.log)
+            run.versions |= versions(target)
+        except PhaseFailedError as failed:
+            run.note(f"what was printed: {run.log}")
+            if failed.exit_code != EXIT_FAIL or "facts" not in locals():
+                raise
+    record = run.conclude(
+        target=facts,
+        group=environment,
+        runtime=target.settings.workload.runtime,
+        converge_phase=CONVERGE,
+        overrides=[],
+        components=chosen,
+    )
+    report_path, record_path = run.publish(record)
+    print_summary(record, report_path=report_path, record_path=record_path)
+    return exit_code(record)
+
+
+def check(environment: Environment, names: Sequence[str], alias: str | None) -> int:
+    """Verifies only, and prints what failed and what could not be tried; returns the exit code."""
+    target = the_target(environment, alias)
+    run = Run("converge")
+    seen = verify(environment, target, names, events=run.events, log=run.log)
+    _print(seen)
+    return EXIT_FAIL if seen.failed else EXIT_PASS
+
+
+def _print(seen: Verification) -> None:
+    console = console_for()
+    for each in seen.checks:
+        if each.outcome != "passed":
+            console.print(
+                f"{SIGNS[each.outcome]} {each.outcome.upper()} {each.component}: {each.name}: {each.message}",
+                markup=False,
+            )
+    passed = len(seen.checks) - len(seen.failed) - len(seen.not_exercised)
+    console.print(f"{passed} passed, {len(seen.failed)} failed, {len(seen.not_exercised)} not exercised")
