@@ -110,14 +110,15 @@ def verify(names: tuple[str, ...], environment: Any, alias: str | None) -> None:
 )
 @click.option("--backend", type=click.Choice(["nspawn"]), default="nspawn", show_default=True)
 @click.option("--keep", is_flag=True, help="Leave the machine up and say how to reach it.")
+@click.option("--name", default="rehearsal", show_default=True, help="Name of the disposable machine.")
 @click.option("--strict", is_flag=True, help="Exit 4 when anything was NOT EXERCISED.")
-def rehearse(group: Any, backend: str, keep: bool, strict: bool) -> None:
+def rehearse(group: Any, backend: str, keep: bool, name: str, strict: bool) -> None:
     """A blank disposable machine becomes the mini PC, is verified, timed, and thrown away."""
     from minipc.records import exit_code
     from playbooks.rehearse import Options
     from playbooks.rehearse import rehearse as run
 
-    record, _, _ = run(Options(group=group, backend=backend, keep=keep))
+    record, _, _ = run(Options(group=group, backend=backend, keep=keep, name=name))
     sys.exit(exit_code(record, strict=strict))
 
 

@@ -18,11 +18,15 @@ from pyinfra import context, logger
 
 from minipc.config import Settings, parse
 from minipc.errors import MinipcError, RefusedError
-from minipc.facts.machine import IDENTITY_FILE, MachineIdentity
+from minipc.facts.machine import IDENTITY_FILE, Admission, MachineAdmission
 from minipc.halt import stop
 from minipc.progress import record_operations, write_event
 from minipc.secrets import Secret, load
 from minipc.timeline import Note, NotExercised
+
+DEBIAN_VERSION = "13"
+# Packages of all components unpack to 900 MB; a database that finds no room stops.
+NEEDED_MB = 1536
 
 _INTERRUPTED = 130
 _settings: dict[str, Settings] = {}
@@ -39,7 +43,7 @@ def config() -> Settings:
         signal.signal(signal.SIGINT, _interrupted)
         signal.signal(signal.SIGTERM, _interrupted)
         try:
-            _check_identity(host.name, host.data.get("machine_identity"), host.get_fact(MachineIdentity))
+            admit(host.name, host.data.get("machine_identity"), host.get_fact(MachineAdmission))
             _settings[host.name] = parse(host.data.dict(), source=f"data of {host.name}")
         except MinipcError as error:
             stop(error)
@@ -69,16 +73,36 @@ def not_exercised(what: str, why: str, component: str) -> None:
     write_event(NotExercised(what=what, why=why, component=component))
 
 
-def _check_identity(name: str, pinned: str | None, found: str | None) -> None:
+def admit(name: str, pinned: str | None, found: Admission) -> None:
+    """Whether this is the machine that the inventory means, and one that can be converged.
+
+    Raises:
+        RefusedError: says which condition isn't met.
+    """
     adopt = f"`minipc adopt {name} --fingerprint SHA256:…` enrols a machine that is blank or already yours"
     if not pinned:
         raise RefusedError(f"{name}: the inventory pins no machine identity", adopt)
-    if not found:
+    if not found.identity:
         raise RefusedError(f"{name}: the machine has no identity ({IDENTITY_FILE}); it was never adopted", adopt)
-    if found != pinned:
+    if found.identity != pinned:
         raise RefusedError(
-            f"{name}: this is another machine: its identity is {found}, the inventory pins {pinned}",
+            f"{name}: this is another machine: its identity is {found.identity}, the inventory pins {pinned}",
             "check the address in inventory/; nothing was changed",
+        )
+    if found.user != "root":
+        raise RefusedError(
+            f"{name}: logged in as {found.user}; converging needs root",
+            'set user="root" in inventory/ (by key, from the operator side); nothing was changed',
+        )
+    if found.version != DEBIAN_VERSION:
+        raise RefusedError(
+            f"{name}: Debian {DEBIAN_VERSION} is needed, the machine has {found.version or 'something else'}",
+            f"install Debian {DEBIAN_VERSION}; nothing was changed",
+        )
+    if found.free_mb < NEEDED_MB:
+        raise RefusedError(
+            f"{name}: {found.free_mb} MB free below /var, {NEEDED_MB} MB are needed",
+            "look what fills it: `du -xh --max-depth=3 /var | sort -h | tail`; nothing was changed",
         )
 
 

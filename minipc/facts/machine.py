@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from pyinfra.api import FactBase
 
 IDENTITY_FILE = "/etc/minipc/identity"
 
 
-class MachineIdentity(FactBase[str | None]):
-    """The identity that `minipc adopt` gave the machine; None on one that was never adopted."""
+@dataclass(frozen=True)
+class Admission:
+    """What a guard needs to know before the first change.
+
+    Attributes:
+        identity: what `minipc adopt` gave the machine; None on one that was never adopted.
+        user: who we are on the machine.
+        version: Debian's VERSION_ID, such as "13"; empty on anything else.
+        free_mb: free disk space below /var, MB.
+    """
+
+    identity: str | None
+    user: str
+    version: str
+    free_mb: int
+
+
+class MachineAdmission(FactBase[Admission]):
+    """Identity, login, distribution and free disk space, in one remote command."""
 
     def command(self) -> str:
-        return f"cat {IDENTITY_FILE} 2>/dev/null || true"
+        return (
+            f'id -un; (. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_ID" || echo); '
+            f"df --output=avail -BM /var | tail -n 1; cat {IDENTITY_FILE} 2>/dev/null || true"
+        )
 
-    def process(self, output: list[str]) -> str | None:
-        return output[0].strip() or None
+    def process(self, output: list[str]) -> Admission:
+        user, version, free, *identity = (line.strip() for line in output)
+        return Admission(identity[0] if identity else None, user, version, int(free.removesuffix("M")))
 
 
 class MachineSize(FactBase[dict[str, int]]):
@@ -24,7 +46,7 @@ class MachineSize(FactBase[dict[str, int]]):
 
     def command(self) -> str:
         memory = "$(awk '/^MemTotal/ {print int($2/1024)}' /proc/meminfo)"
-        return f"printf '{{\"memory_mb\": %s, \"cpus\": %s}}' {memory} $(nproc)"
+        return f'printf \'{{"memory_mb": %s, "cpus": %s}}\' {memory} $(nproc)'
 
     def process(self, output: list[str]) -> dict[str, int]:
         return {str(key): int(value) for key, value in json.loads(output[0]).items()}
