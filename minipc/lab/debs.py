@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from minipc.lab.shell import call
 from minipc.paths import cache_dir
 
 ARCHIVES = Path("var/cache/apt/archives")
@@ -59,7 +58,7 @@ def harvest(upper: Path, dpkg_status: Path) -> int:
         if not package.is_file() or package.is_symlink():
             continue
         temporary = cache / f".{package.name}.new"
-        call("cp", "--sparse=never", "--reflink=auto", str(package), str(temporary))
+        shutil.copyfile(package, temporary)
         temporary.chmod(0o644)
         temporary.rename(cache / package.name)
         taken += 1
@@ -87,7 +86,7 @@ def prune(cache: Path, *, now: float, max_bytes: int = MAX_BYTES) -> None:
     for stat, path in packages:
         total += stat.st_size
         if total > max_bytes or now - stat.st_mtime > MAX_AGE_DAYS * 86400:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _mark_used(cache: Path, names: set[str]) -> None:

@@ -5,11 +5,14 @@ It is cached under a hash of everything it is made from, never changed afterward
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from minipc.errors import MinipcError
@@ -60,19 +63,27 @@ touch --reference=usr etc/.updated var/.updated
 
 
 def ensure() -> Path:
-    """The directory of the base image; built when it is not in the cache, in half a minute.
+    """The directory of the base image; built when it is not in the cache, in half a minute. Needs root.
 
-    Needs root and the lab's lock. Raises MinipcError with the end of mmdebstrap's output when the build fails.
+    Raises MinipcError with the end of mmdebstrap's output when the build fails.
     """
     mirrors = controller_mirrors()
-    images = cache_dir("images")
-    image = images / inputs_hash(mirrors)
-    if not image.exists():
-        _build(image, mirrors)
+    architecture = call("dpkg", "--print-architecture").strip()
+    image = cache_dir("images") / inputs_hash(mirrors, architecture=architecture)
+    with _lock():
+        if not image.exists():
+            _build(image, mirrors)
     return image
 
 
-def inputs_hash(mirrors: Mirrors, *, architecture: str = "") -> str:
+def remove_partial() -> None:
+    """Remove what a build that was killed left in the cache."""
+    with _lock():
+        for leftover in cache_dir("images").glob(".build-*"):
+            shutil.rmtree(leftover)
+
+
+def inputs_hash(mirrors: Mirrors, *, architecture: str) -> str:
     """16 hexadecimal digits that change when anything the image is made from changes."""
     inputs = [SUITE, PACKAGES, OPTIONS, CUSTOMISE, render_deb822(mirrors, SUITE), apt_proxy_conf(mirrors), architecture]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
@@ -82,11 +93,17 @@ def apt_proxy_conf(mirrors: Mirrors) -> str:
     return f'Acquire::http::Proxy "{mirrors.proxy}";\n' if mirrors.proxy else ""
 
 
+@contextmanager
+def _lock() -> Iterator[None]:
+    with (cache_dir("images") / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _build(image: Path, mirrors: Mirrors) -> None:
     """Build under a temporary name, then rename. A build that was killed leaves nothing mounted or running."""
-    for leftover in image.parent.glob(".build-*"):
-        shutil.rmtree(leftover)
     work = image.parent / f".build-{image.name}"
+    shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     started = time.monotonic()
     say(f"lab: building the base image: {SUITE} from {mirrors.main} with {', '.join(PACKAGES)}")

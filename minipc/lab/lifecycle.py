@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minipc.errors import MinipcError, RefusedError
+from minipc.errors import MinipcError, MissingPrerequisiteError, RefusedError
 from minipc.lab import cgroups, debs, image, network, nspawn, ssh
 from minipc.lab.apt_sources import controller_mirrors
 from minipc.lab.machine import Machine, ProcessId, check_name, find, free_index, load_all, machines_dir
 from minipc.lab.ownership import dismiss_reapers, ensure_reaper
 from minipc.lab.prerequisites import ensure_prerequisites
 
-LOCK = Path("/run/minipc-lab.lock")
+LOCK = network.RUN_DIR / "lock"
 DEFAULT_DISK_GB = 8
 SPARE_BYTES = 1024**3
 BOOT_SECONDS = 60
@@ -53,10 +53,10 @@ def up(
         _refuse_taken(name)
         _refuse_without_room(disk_gb)
         base = image.ensure()
-        network.ensure(network.nameservers(), controller_mirrors().web_ports)
-        machine = _create(name, base, disk_gb=disk_gb, memory_mb=memory_mb, k3s=k3s, keep=keep)
         if not keep:
             ensure_reaper(ProcessId.own())
+        network.ensure(network.nameservers(), controller_mirrors().web_ports)
+        machine = _create(name, base, disk_gb=disk_gb, memory_mb=memory_mb, k3s=k3s, keep=keep)
     try:
         start(machine)
     except BaseException:
@@ -187,9 +187,16 @@ def remove_owned_by(owner: ProcessId) -> None:
 
 @contextmanager
 def lock() -> Iterator[None]:
-    """Hold the lab's lock; the kernel drops it when the holder dies."""
+    """Hold the lab's lock; the kernel drops it when the holder dies.
+
+    Raises MissingPrerequisiteError for anyone but root, RefusedError when another lab is up on this controller.
+    """
+    if os.geteuid() != 0:
+        raise MissingPrerequisiteError("changing the lab's machines needs root", "run as root")
+    LOCK.parent.mkdir(mode=0o700, exist_ok=True)
     with LOCK.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        network.refuse_other_lab()
         yield
 
 
@@ -244,6 +251,7 @@ def _mend() -> None:
         shutil.rmtree(directory)
     dismiss_reapers(set())
     network.release()
+    image.remove_partial()
 
 
 def _refuse_taken(name: str) -> None:

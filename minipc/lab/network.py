@@ -11,7 +11,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
-import shutil
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from minipc.lab.shell import call, succeeds
 from minipc.paths import state_dir
 
 RUN_DIR = Path("/run/minipc-lab")
-RECORD = RUN_DIR / "network.json"
+RECORD = RUN_DIR / "network.json"  # gone after a reboot of the controller, as is all that it tells of
 TABLE = "minipc_lab"
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 CLIENT_INTERFACE = "lab0"
@@ -78,10 +77,10 @@ def ensure(nameservers: Iterable[str], web_ports: Iterable[int]) -> None:
     """
     if not RECORD.exists():
         _refuse_collisions()
-        RUN_DIR.mkdir(mode=0o700, exist_ok=True)
         record = {"ip_forward": IP_FORWARD.read_text().strip(), "state_dir": str(state_dir())}
-        RECORD.write_text(json.dumps(record))
-    _refuse_other_lab(_record()["state_dir"])
+        temporary = RECORD.with_suffix(".new")
+        temporary.write_text(json.dumps(record))
+        temporary.rename(RECORD)
     call("nft", "-f", "-", stdin=render_nft(nameservers, web_ports, forwarded_before=_forwarded_before()))
     for side in SIDES:
         _ensure_bridge(side)
@@ -101,7 +100,17 @@ def release() -> None:
         call("nft", "delete", "table", "inet", TABLE)
     if RECORD.exists() and not _forwarded_before():
         IP_FORWARD.write_text("0")
-    shutil.rmtree(RUN_DIR, ignore_errors=True)
+    RECORD.unlink(missing_ok=True)
+
+
+def refuse_other_lab() -> None:
+    """Raises RefusedError when machines of another state directory are up on this controller."""
+    if RECORD.exists() and _record()["state_dir"] != str(state_dir()):
+        directory = _record()["state_dir"]
+        raise RefusedError(
+            f"this controller already runs a lab whose state is in {directory}, not {state_dir()}",
+            f"MINIPC_STATE_DIR={directory} minipc lab down --all",
+        )
 
 
 def attach(interface: str, side: Side) -> bool:
@@ -201,14 +210,6 @@ def _forwarded_before() -> bool:
 def _record() -> dict[str, str]:
     record: dict[str, str] = json.loads(RECORD.read_text())
     return record
-
-
-def _refuse_other_lab(directory: str) -> None:
-    if directory != str(state_dir()):
-        raise RefusedError(
-            f"this controller already runs a lab whose state is in {directory}, not {state_dir()}",
-            f"MINIPC_STATE_DIR={directory} minipc lab down --all",
-        )
 
 
 def _ensure_bridge(side: Side) -> None:

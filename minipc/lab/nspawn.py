@@ -25,6 +25,8 @@ DROPPED_CAPABILITIES = ("CAP_AUDIT_CONTROL", "CAP_AUDIT_WRITE", "CAP_SYS_TIME")
 ADDED_CAPABILITIES = ("CAP_NET_ADMIN", "CAP_IPC_LOCK")
 # Container runtimes give each container a session keyring and, on cgroup v2, a device filter.
 K3S_SYSTEM_CALLS = ("add_key", "keyctl", "bpf")
+# Container images are overlays, which can't lie on the machine's own overlay: these are on its ext4 file system.
+K3S_DIRECT = ("/var/lib/rancher", "/var/lib/kubelet", "/var/lib/containers")
 
 
 def make_disk(machine: Machine) -> None:
@@ -73,11 +75,22 @@ def nspawn_command(machine: Machine, root: Path) -> list[str]:
         *(f"--private-users={first_uid(machine)}:{UID_COUNT}", "--private-users-ownership=off"),
         f"--capability={','.join(ADDED_CAPABILITIES)}",
         f"--drop-capability={','.join(DROPPED_CAPABILITIES)}",
-        *([f"--system-call-filter={' '.join(K3S_SYSTEM_CALLS)}"] if machine.k3s else []),
+        *(k3s_options(machine, root) if machine.k3s else []),
         "--private-network",
         *(f"--network-veth-extra={network.cable(machine.index, side)}:{side.interface}" for side in network.SIDES),
         *("--resolv-conf=off", "--timezone=off", "--link-journal=no"),
     ]
+
+
+def k3s_options(machine: Machine, root: Path) -> list[str]:
+    options = [f"--system-call-filter={' '.join(K3S_SYSTEM_CALLS)}"]
+    for target in K3S_DIRECT:
+        source = root.parent / "rw" / "direct" / Path(target).name
+        if not source.exists():
+            source.mkdir(parents=True, mode=0o755)
+            os.chown(source, first_uid(machine), first_uid(machine))
+        options.append(f"--bind={source}:{target}")
+    return options
 
 
 def nspawn_environment(machine: Machine, *, unified_controller: bool) -> dict[str, str]:

@@ -38,7 +38,7 @@ def ensure_prerequisites(*, install: bool) -> None:
     """
     lacking = missing_support()
     packages = missing_packages()
-    if packages and install and not lacking:
+    if packages and install and not lacking and shutil.which("apt-get"):
         _install(packages)
         packages = missing_packages()
     if lacking or packages:
@@ -54,7 +54,7 @@ def ensure_prerequisites(*, install: bool) -> None:
 
 def missing_packages() -> list[str]:
     """Debian packages of the programs and keys that are not there."""
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    path = clean_environment()["PATH"]
     absent = {package for program, package in PROGRAMS.items() if not shutil.which(program, path=path)}
     absent |= {package for key, package in ARCHIVE_KEYS.items() if not key.exists()}
     return sorted(absent)

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def succeeds(*argv: str, timeout: float = 60) -> bool:
 def clean_environment() -> dict[str, str]:
     """What helper processes may see: no secrets that happen to be in the caller's environment."""
     passed_on = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
-    return {**passed_on, "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT)}
+    path = passed_on.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+    return {**passed_on, "PATH": path, "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT)}
 
 
 def spawn_detached(argv: Sequence[str], log: Path, pid_file: Path) -> int:
@@ -75,8 +77,6 @@ def spawn_detached(argv: Sequence[str], log: Path, pid_file: Path) -> int:
 
 
 def _wait_for_pid(pid_file: Path) -> int:
-    import time
-
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         if pid_file.exists():

@@ -6,6 +6,7 @@ Host keys are made here before a machine boots and pinned. Nothing is ever trust
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -59,6 +60,7 @@ def remove_client_files() -> None:
     """With the last machine; the key stays."""
     ssh_config_path().unlink(missing_ok=True)
     known_hosts_path().unlink(missing_ok=True)
+    shutil.rmtree(CONTROL_DIR, ignore_errors=True)
 
 
 def render_ssh_config(machines: Iterable[Machine], key: Path, known_hosts: Path) -> str:
