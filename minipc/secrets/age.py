@@ -74,7 +74,7 @@ class AgeStore:
         return sorted(self._values())
 
     def set_many(self, values: Mapping[str, str], *, keep_existing: bool = False) -> None:
-        """Writes the file anew, with these values in it; the version before stays as `.bak`.
+        """Encrypts the file anew, with these values in it; the version before stays as `.bak`.
 
         Raises:
             SecretError: the present file can't be opened, or the new one not written; the present one is untouched.
@@ -82,10 +82,11 @@ class AgeStore:
         added = {name: Secret(name, value) for name, value in values.items()}
         with locked(self.path.parent):
             present = self._values()
-            merged = {**added, **present} if keep_existing else {**present, **added}
-            if merged == present:
+            if keep_existing:
+                added = {name: secret for name, secret in added.items() if name not in present}
+            if not added:
                 return
-            sealed = self._encrypt(merged)
+            sealed = self._encrypt({**present, **added})
             write_private(Path(f"{self.path}.bak"), self._bytes())
             write_private(self.path, sealed)
 

@@ -18,7 +18,7 @@ from minipc.secrets.store import SecretStore, nearest, resolve
 
 _BACKENDS = click.Choice(["age", "vault"])
 _environment = click.option(
-    "-e", "--environment", default="production", show_default=True, help="Whose secrets: production or lab."
+    "--inventory", "environment", type=click.Choice(["production", "lab"]), default="production", show_default=True
 )
 
 

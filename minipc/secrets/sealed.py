@@ -15,7 +15,9 @@ _HEADER = b"age-encryption.org/v1\n-> scrypt "
 
 
 def seal(payload: bytes, passphrase: str) -> bytes:
-    """The payload, encrypted and authenticated. Takes one to three seconds of work on purpose.
+    """The payload, encrypted and authenticated. About a second of work on purpose, and as much again to open it.
+
+    How much work is measured when sealing, so a seal made on a fast, idle computer takes longer on a slow one.
 
     Args:
         payload: any bytes.
@@ -55,7 +57,11 @@ def open_sealed(sealed: bytes, passphrase: str) -> bytes:
         reason = str(error)
     else:
         return payload
-    # age authenticates the passphrase's own line first, so a wrong one is told apart from a damaged payload.
+    if reason.startswith("Excessive work"):
+        raise SecretError(
+            "this computer is too slow or too busy for the work that the seal asks for", "try on a faster or idle one"
+        )
+    # The passphrase's own line is authenticated first, so a wrong one is told apart from a damaged payload.
     if reason == "Decryption failed":
         raise SecretError(
             "the passphrase is wrong, or the file's first lines are damaged", "try again, or another copy"

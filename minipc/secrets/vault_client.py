@@ -62,7 +62,7 @@ class VaultClient:
                     return None
                 raise self._misplaced(failure, path)
             case hvac.exceptions.Forbidden():
-                raise self._forbidden(failure, action, path)
+                raise self._forbidden(action, path)
             case hvac.exceptions.InvalidRequest() if _says(failure, "check-and-set"):
                 raise SecretError(f"{path} was changed by someone else meanwhile; not written", "run it again")
         raise self._explained(failure, f"could not {action} {path}")
@@ -142,28 +142,27 @@ class VaultClient:
             )
         return SecretError(f"{self._url} has no engine mounted for {path}", "correct `mount` in secrets_vault")
 
-    def _forbidden(self, failure: Exception, action: Action, path: str) -> SecretError:
+    def _forbidden(self, action: Action, path: str) -> SecretError:
         """Denied or expired: both are 403, and servers differ in whether they say which."""
-        if not _is_bad_token(failure):
-            try:
-                self._client.auth.token.lookup_self()
-            except _FAILURES as error:
-                accepted = _is_denied_by_policy(error)
-            else:
-                accepted = True
-            if accepted:
-                return SecretError(
-                    f"{self._url} denies to {action} {path}", f"give the token's policy {_CAPABILITIES[action]} there"
-                )
+        try:
+            self._client.auth.token.lookup_self()
+        except _FAILURES as error:
+            accepted = _is_denied_by_policy(error)
+        else:
+            accepted = True
+        if accepted:
+            return SecretError(
+                f"{self._url} denies to {action} {path}", f"give the token's policy {_CAPABILITIES[action]} there"
+            )
         return SecretError(
             f"{self._url} does not accept the token: expired, revoked or unknown; could not {action} {path}",
-            f"issue a new secret id and put it in {self._settings.secret_id_file}"
+            f"run again; if the log-in is refused, put a new secret id in {self._settings.secret_id_file}"
             if self._settings.auth == "approle"
             else "log in again and set $VAULT_TOKEN or token_file",
         )
 
     def _explained(self, failure: Exception, what: str) -> SecretError:
-        url, again = self._url, "correct it and run again; nothing was changed"
+        url, again = self._url, "correct it and run again"
         match failure:
             case requests.exceptions.SSLError():
                 trusted_by = self._settings.ca_file or "the system's CA bundle"
@@ -180,7 +179,7 @@ class VaultClient:
             case OSError() if not isinstance(failure, requests.RequestException):
                 return SecretError(f"the CA bundle {self._settings.ca_file} can't be read; {what}", again)
             case hvac.exceptions.VaultDown() if _says(failure, "sealed"):
-                return SecretError(f"{url} is sealed; {what}", "unseal it and run again; nothing was changed")
+                return SecretError(f"{url} is sealed; {what}", "unseal it and run again")
             case hvac.exceptions.VaultDown():
                 return SecretError(f"{url} is not ready (503); {what}", "wait for it or unseal it, then run again")
             case hvac.exceptions.VaultNotInitialized():
@@ -201,14 +200,10 @@ def _says(failure: Exception, text: str) -> bool:
     return text in str(failure.args[0] if failure.args else "").lower()
 
 
-def _is_bad_token(failure: Exception) -> bool:
-    return _says(failure, "invalid token") or _says(failure, "bad token")
-
-
 def _is_denied_by_policy(failure: Exception) -> bool:
-    """A valid token whose policies don't even let it look itself up. An unknown token gets the bare words instead
-    (OpenBao 2.5), or is called invalid (Vault)."""
-    return _says(failure, "1 error occurred") and not _is_bad_token(failure)
+    """A valid token whose policies don't even let it look itself up. An unknown token gets the bare words
+    "permission denied" (OpenBao 2.5), or is called invalid in a second error (Vault)."""
+    return _says(failure, "1 error occurred")
 
 
 def _reason(failure: BaseException) -> str:

@@ -87,10 +87,19 @@ def test_keep_existing_never_replaces(store: AgeStore) -> None:
     assert store.get("sentry.dsn").reveal() == "added"
 
 
-def test_setting_what_is_there_already_writes_nothing(store: AgeStore) -> None:
+def test_nothing_to_store_writes_nothing(store: AgeStore) -> None:
     before = store.path.read_bytes()
-    store.set_many({"postgres.password.workload": VALUE})
+    store.set_many({})
+    store.set_many({"postgres.password.workload": "new"}, keep_existing=True)
     assert store.path.read_bytes() == before
+
+
+def test_the_same_value_again_encrypts_for_the_present_key(store: AgeStore) -> None:
+    new = pyrage.x25519.Identity.generate()
+    store.key_path.write_text(f"{new}\n{store.key_path.read_text()}")
+    store.set_many({"postgres.password.workload": VALUE})
+    store.key_path.write_text(f"{new}\n")
+    assert store.get("postgres.password.workload").reveal() == VALUE
 
 
 def test_the_version_before_is_kept(store: AgeStore) -> None:

@@ -150,10 +150,10 @@ def test_copy_to_vault_and_back(run: Run, store: AgeStore, monkeypatch: pytest.M
 def test_copy_needs_two_sides(run: Run, store: AgeStore) -> None:
     assert "are the same" in run("copy", "--from", "age", "--to", "age").output
     assert isinstance(error_of(run("copy", "--from", "age", "--to", "vault")), ConfigError)
-    assert isinstance(error_of(run("copy", "--from", "age", "--to", "vault", "-e", "lab")), ConfigError)
+    assert isinstance(error_of(run("copy", "--from", "age", "--to", "vault", "--inventory", "lab")), ConfigError)
 
 
 def test_the_lab_has_its_own(run: Run, store: AgeStore) -> None:
-    assert isinstance(error_of(run("list", "-e", "lab")), SecretError)
-    assert run("init", "-e", "lab").exit_code == 0
-    assert "lab.age" in run("list", "-e", "lab").output
+    assert isinstance(error_of(run("list", "--inventory", "lab")), SecretError)
+    assert run("init", "--inventory", "lab").exit_code == 0
+    assert "lab.age" in run("list", "--inventory", "lab").output
