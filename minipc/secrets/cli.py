@@ -37,7 +37,8 @@ def init(environment: str) -> None:
     filled = fill(store, entries)
     for name in filled.generated:
         click.echo(f"generated {name}")
-    click.echo(f"{len(filled.present)} were there already")
+    if filled.present:
+        click.echo(f"{len(filled.present)} were there already")
     for entry in filled.to_supply:
         click.echo(f"{'optional' if entry.optional else 'REQUIRED'}, yours to set: {entry.name} ({entry.description})")
 
@@ -51,9 +52,9 @@ def list_command(environment: str) -> None:
     click.echo(f"{store.backend}: {store.location}")
     width = max((len(name) for name in present | {entry.name for entry in entries}), default=0)
     for entry in entries:
-        click.echo(f"  {entry.name:<{width}}  {_state(entry, present):<16}  {entry.description}")
+        click.echo(f"  {entry.name:<{width}}  {_state(entry, present):<17}  {entry.description}")
     for name in sorted(present - {entry.name for entry in entries}):
-        click.echo(f"  {name:<{width}}  {'present, unused':<16}  no component asks for it")
+        click.echo(f"  {name:<{width}}  {'present, unused':<17}  no component asks for it")
 
 
 @secrets.command()
