@@ -188,14 +188,14 @@ def nameservers(resolv_conf: Path = Path("/etc/resolv.conf")) -> list[str]:
 
 
 def parse_nameservers(text: str) -> list[str]:
-    """Addresses of the `nameserver` lines, loopback ones left out."""
+    """Addresses of the `nameserver` lines that work from elsewhere too: no loopback, no link-local ones."""
     found = []
     for line in text.splitlines():
         words = line.split()
         if len(words) >= 2 and words[0] == "nameserver":
-            address = words[1].partition("%")[0]
-            if not ipaddress.ip_address(address).is_loopback:
-                found.append(address)
+            address = ipaddress.ip_address(words[1])
+            if not (address.is_loopback or address.is_link_local):
+                found.append(str(address))
     return found
 
 
