@@ -29,7 +29,15 @@ def workload() -> None:
     # install
     packages = (SOURCE / "packages.txt").read_text(encoding="utf-8").split()
     apt.packages(name="install packages", packages=packages, _env=HOLD_STARTS)
-    server.user(name="create the account", user="workload", system=True, home=INSTALL_DIR, shell="/usr/sbin/nologin")
+    # Its home is the code, which stays root's.
+    server.user(
+        name="create the account",
+        user="workload",
+        system=True,
+        home=INSTALL_DIR,
+        ensure_home=False,
+        shell="/usr/sbin/nologin",
+    )
     sources = sorted(
         path for path in (SOURCE / "minipc_workload").rglob("*") if path.suffix in {".py", ".sql", ".mako"}
     )
