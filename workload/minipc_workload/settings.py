@@ -96,7 +96,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         fresh_s=env.number("FRESH_S", 180),
         stale_s=env.number("STALE_S", 600),
         heartbeat_max_age_s=env.number("HEARTBEAT_MAX_AGE_S", 600),
-        health_budget_ms=env.number("HEALTH_BUDGET_MS", 150),
+        health_budget_ms=env.number("HEALTH_BUDGET_MS", 100),
         workers={
             name: WorkerSettings(
                 interval_s=env.number(f"{name.upper()}_INTERVAL_S", defaults[name][0]),
