@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from minipc.components import deploy_files, select
 from minipc.converge import converge
 from minipc.display import console_for, print_summary, watch
-from minipc.errors import EXIT_FAIL, EXIT_PASS
+from minipc.errors import EXIT_FAIL, EXIT_PASS, EXIT_REFUSED, RefusedError
 from minipc.inventory import Environment, the_target
 from minipc.records import exit_code
 from minipc.run import PhaseFailedError, Run
@@ -31,11 +31,12 @@ def apply(environment: Environment, names: Sequence[str], alias: str | None) -> 
     chosen = [component.name for component in select(names)]
     files = deploy_files(names)
     target = the_target(environment, alias)
+    # Unreachable or not ours: an error message, not a record.
+    facts = describe(target, "hardware" if environment == "production" else "nspawn")
     run = Run("converge")
+    refused = False
     with watch(run.events):
         try:
-            with run.phase("connect", target.data["ssh_hostname"]):
-                facts = describe(target, "hardware" if environment == "production" else "nspawn")
             with run.phase(CONVERGE, " ".join(names) or "everything"):
                 converge(environment, files, log=run.log, events=run.events, limit=target.alias)
             with run.phase("verify"):
@@ -43,8 +44,7 @@ def apply(environment: Environment, names: Sequence[str], alias: str | None) -> 
             run.versions |= versions(target)
         except PhaseFailedError as failed:
             run.note(f"what was printed: {run.log}")
-            if failed.exit_code != EXIT_FAIL or "facts" not in locals():
-                raise
+            refused = isinstance(failed.__cause__, RefusedError)
     record = run.conclude(
         target=facts,
         group=environment,
@@ -55,7 +55,7 @@ def apply(environment: Environment, names: Sequence[str], alias: str | None) -> 
     )
     report_path, record_path = run.publish(record)
     print_summary(record, report_path=report_path, record_path=record_path)
-    return exit_code(record)
+    return EXIT_REFUSED if refused else exit_code(record)
 
 
 def check(environment: Environment, names: Sequence[str], alias: str | None) -> int:

@@ -16,7 +16,7 @@ from typing import Literal
 from minipc import lab, records, ssh
 from minipc.components import deploy_files
 from minipc.converge import converge, plan
-from minipc.display import print_summary, watch
+from minipc.display import console_for, print_summary, watch
 from minipc.errors import MinipcError
 from minipc.inventory import Target, the_target
 from minipc.lab.inventory import entry, overrides, pin_lab_machine, stand_in_data
@@ -90,7 +90,17 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
     )
     report_path, record_path = run.publish(record)
     print_summary(record, report_path=report_path, record_path=record_path)
+    if machine and options.keep:
+        _print_how_to_reach(machine)
     return record, record_path, report_path
+
+
+def _print_how_to_reach(machine: lab.Machine) -> None:
+    console = console_for()
+    console.print(
+        f"  Kept     {machine.name}: `minipc lab ssh {machine.name}`; gone with `minipc lab down {machine.name}`"
+    )
+    console.print(f"           public side {machine.public_ipv4}, operator side {machine.operator_ipv4}")
 
 
 @contextmanager

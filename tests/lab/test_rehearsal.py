@@ -1,0 +1,88 @@
+"""README's first command, end to end, and what it leaves behind."""
+
+from __future__ import annotations
+
+from minipc.components import COMPONENTS
+from minipc.paths import ROOT
+from minipc.records import load
+from tests.lab.conftest import converge, on, run
+
+
+def test_it_passes_and_says_what_was_not_exercised(rehearsal):
+    assert rehearsal.done.code == 0, rehearsal.done.output[-4000:]
+    done, total = rehearsal.record["exercised"]["done"], rehearsal.record["exercised"]["total"]
+    assert f"PASS, {done} of {total} exercised" in rehearsal.done.output
+    assert done < total, "a container can't keep its own time: something must be NOT EXERCISED here"
+    for gap in rehearsal.record["exercised"]["not_exercised"]:
+        assert (
+            gap["why"] in rehearsal.done.output.replace("\n", " ").replace("  ", " ")
+            or gap["what"] in rehearsal.done.output
+        )
+
+
+def test_its_record_is_valid_and_complete(rehearsal):
+    record = load(ROOT / "reports/records" / f"{rehearsal.record['id']}-rehearsal.json")
+    assert [component.name for component in record.components] == [component.name for component in COMPONENTS]
+    for component in record.components:
+        assert component.verdict == "pass", component
+        assert component.checks_passed, f"{component.name} was not checked"
+    assert [phase.name for phase in record.phases] == [
+        "prepare", "boot", "adopt", "converge", "converge again", "plan", "verify",
+    ]  # fmt: skip
+    assert {gate.name: gate.seen for gate in record.gates} == {
+        "changes of the second converge": 0,
+        "changes that a plan finds": 0,
+    }
+    assert record.runtime == "stand-in"
+    assert record.versions["postgresql-17"].startswith("17.")
+
+
+def test_its_report_is_one_file_that_needs_nothing_else(rehearsal):
+    html = (rehearsal.directory / "report.html").read_text()
+    assert "<svg" in html
+    assert "NOT EXERCISED" in html.upper()
+    for outside in ('src="http', "@import", '<link rel="stylesheet"', "url(http"):
+        assert outside not in html
+
+
+def test_lines_are_plain_without_a_terminal(rehearsal):
+    assert "\x1b" not in rehearsal.done.output
+    assert "converge: ✓ pass" in rehearsal.done.output
+
+
+def test_keep_says_how_to_reach_the_machine(rehearsal, site):
+    assert f"minipc lab ssh {site.name}" in rehearsal.done.output
+    assert on(site, "hostname").strip() == "minipc"
+
+
+def test_a_plan_shows_a_pending_change_and_exits_2(site):
+    on(site, "echo '# edited by hand' >> /etc/redis/redis.conf")
+    planned = run("minipc", "plan", "--inventory", "lab", "--host", site.name, "redis")
+    assert planned.code == 2, planned.output
+    assert "-# edited by hand" in planned.output
+    assert "would change  redis: configure" in planned.output
+    assert on(site, "tail -n1 /etc/redis/redis.conf") == "# edited by hand\n", "a plan must not change anything"
+    assert converge(site, "redis").code == 0
+    assert run("minipc", "plan", "--inventory", "lab", "--host", site.name, "redis").code == 0
+
+
+def test_a_changed_password_in_the_database_is_mended(site):
+    on(site, "runuser -u postgres -- psql -qc \"ALTER ROLE workload PASSWORD 'stolen'\"")
+    planned = run("minipc", "plan", "--inventory", "lab", "--host", site.name, "postgres")
+    assert planned.code == 2
+    assert converge(site, "postgres").code == 0
+    assert run("minipc", "verify", "--inventory", "lab", "--host", site.name, "postgres").code == 0
+
+
+def test_apply_and_verify_one_component(site):
+    applied = run("minipc", "apply", "--inventory", "lab", "--host", site.name, "redis", timeout_s=300)
+    assert applied.code == 0, applied.output
+    assert "PASS" in applied.output
+    on(site, "systemctl stop redis-server")
+    try:
+        verified = run("minipc", "verify", "--inventory", "lab", "--host", site.name, "redis")
+        assert verified.code == 1, verified.output
+        assert "FAILED redis" in verified.output
+    finally:
+        assert converge(site, "redis").code == 0
+    assert on(site, "systemctl is-active redis-server").strip() == "active"
