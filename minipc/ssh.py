@@ -37,11 +37,12 @@ def write_config(hosts: Iterable[tuple[str, dict[str, Any]]]) -> Path:
     """The ssh_config for these inventory entries; used as `ssh -F FILE ALIAS` and by testinfra.
 
     Returns:
-        The file; replaced atomically, so that runs side by side don't disturb each other.
+        The file; named after the machines and replaced atomically, so that runs side by side don't disturb each other.
     """
-    text = "".join(_stanza(alias, data) for alias, data in hosts)
-    path = state_dir("ssh") / "config"
-    temporary = path.with_suffix(f".{os.getpid()}")
+    entries = list(hosts)
+    text = "".join(_stanza(alias, data) for alias, data in entries)
+    path = state_dir("ssh") / "+".join(["config", *(alias for alias, _ in entries)])
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
     return path
