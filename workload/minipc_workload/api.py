@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
+import psycopg
 import uvicorn
 from fastapi import APIRouter, FastAPI, HTTPException, Path, Request
 from fastapi.responses import JSONResponse, Response
@@ -34,6 +35,7 @@ router = APIRouter()
 DATABASE_TIMEOUT_S = 1.5
 POOL_SIZE = 8
 EVENT_MAX_BYTES = 16_384
+EVENT_MAX_DEPTH = 20
 
 USER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 User = Annotated[str, Path(pattern=USER_PATTERN)]
@@ -69,12 +71,16 @@ class Event(BaseModel):
     @field_validator("payload")
     @classmethod
     def _small(cls, payload: dict[str, Any]) -> dict[str, Any]:
-        text = json.dumps(payload)
-        if len(text) > EVENT_MAX_BYTES:
+        if _deeper_than(EVENT_MAX_DEPTH, payload):
+            raise ValueError(f"nested deeper than {EVENT_MAX_DEPTH} levels")
+        if len(json.dumps(payload)) > EVENT_MAX_BYTES:
             raise ValueError(f"larger than {EVENT_MAX_BYTES} bytes as JSON")
-        if "\\u0000" in text:
-            raise ValueError("a NUL character can't be stored")
         return payload
+
+
+def _deeper_than(levels: int, value: Any) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_deeper_than(levels - 1, child) for child in children)
 
 
 class Service:
@@ -193,6 +199,11 @@ async def _database_unavailable(_request: Request, error: Exception) -> Response
     return unavailable("database unavailable")
 
 
+async def _not_storable(_request: Request, _error: Exception) -> Response:
+    # A NUL character, half a surrogate pair, NaN: JSON takes them, PostgreSQL does not.
+    return JSONResponse({"detail": "holds a value that can't be stored"}, 422)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The application; opens its connections when it starts and closes them when it stops."""
 
@@ -211,6 +222,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(router)
     app.add_exception_handler(DatabaseUnavailableError, _database_unavailable)
+    app.add_exception_handler(psycopg.DataError, _not_storable)
     app.add_middleware(RequestMiddleware)
     return app
 

@@ -134,9 +134,9 @@ class Worker:
         metrics.JOB_DURATION.labels(self._name).observe(seconds)
         metrics.JOB_RUNS.labels(self._name, status).inc()
         self._last_status = status
-        quiet = logging.INFO if counts.get("done") else logging.DEBUG
+        when_ok = logging.INFO if counts.get("done") else logging.DEBUG
         log.log(
-            quiet if status == "ok" else logging.WARNING,
+            when_ok if status == "ok" else logging.WARNING,
             "job finished",
             extra={"job_name": self._name, "status": status, "duration_s": round(seconds, 3), **counts},
         )
