@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass
 
 from minipc.paths import ROOT
+from minipc.variables import COMMIT_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,22 @@ class Commit:
 
 
 def head() -> Commit:
-    """The commit that is checked out."""
+    """The commit that is checked out, or the one that the run began with (`MINIPC_COMMIT`)."""
+    if COMMIT_VARIABLE in os.environ:
+        commit, _, dirty = os.environ[COMMIT_VARIABLE].partition("+")
+        return Commit(commit, dirty=bool(dirty))
     try:
         commit = _git("rev-parse", "HEAD")
         dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return Commit("unknown", dirty=True)
     return Commit(commit, dirty)
+
+
+def pin_head() -> None:
+    """Every process started from here sees the same commit, also when someone commits while a run goes on."""
+    commit = head()
+    os.environ[COMMIT_VARIABLE] = f"{commit.commit}{'+dirty' if commit.dirty else ''}"
 
 
 def _git(*argv: str) -> str:

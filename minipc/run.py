@@ -15,7 +15,7 @@ from typing import Literal
 from minipc import records
 from minipc.components import Component, select
 from minipc.errors import CouldNotVerifyError, MinipcError
-from minipc.git import head
+from minipc.git import head, pin_head
 from minipc.paths import ROOT
 from minipc.report import render
 from minipc.timeline import Event, EventWriter, Note, NotExercised, PhaseEnd, PhaseStart, read
@@ -45,6 +45,7 @@ class Run:
     artifacts: list[records.Artifact] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        pin_head()
         self.id = records.new_id(self.started)
         self.directory = REPORTS / self.id
         self.directory.mkdir(parents=True)

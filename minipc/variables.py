@@ -13,3 +13,6 @@ HOST_VARIABLE = "MINIPC_HOST"
 
 REHEARSE_AS_VARIABLE = "MINIPC_REHEARSE_AS"
 """`production`: the lab's machines get production's group_data, with the overrides the lab can't do without."""
+
+COMMIT_VARIABLE = "MINIPC_COMMIT"
+"""The commit a run began with, `+dirty` behind it when there were changes."""
