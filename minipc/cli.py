@@ -150,6 +150,17 @@ def config(group: Any) -> None:
     click.echo(f"{group}: the configuration is valid; {len(found)} machine(s)")
 
 
+@cli.command()
+@click.argument("kind", type=click.Choice(["rehearsal", "drill", "rebuild", "converge"]), required=False)
+def history(kind: Any) -> None:
+    """Show past runs, oldest first: verdict, time, RTO and RPO."""
+    from minipc.display import console_for
+    from minipc.history import show
+    from minipc.run import RECORDS
+
+    show(RECORDS, kind, console_for())
+
+
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.option("--long", "long_", is_flag=True, help="Fault tables, emulation, large data; stores a dated record.")
 @click.argument("pytest_args", nargs=-1)
