@@ -42,11 +42,11 @@ def _python() -> Finding:
 
 
 def _programs() -> Finding:
-    missing = [name for name in ("git", "ssh", "ssh-keyscan", "curl") if not shutil.which(name)]
+    missing = [name for name in ("git", "ssh", "ssh-keyscan", "curl", "nmap") if not shutil.which(name)]
     return Finding(
         "programs",
         "everything",
-        f"missing: {', '.join(missing)}; apt-get install git openssh-client curl" if missing else "",
+        f"missing: {', '.join(missing)}; apt-get install git openssh-client curl nmap" if missing else "",
     )
 
 

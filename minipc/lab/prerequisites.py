@@ -12,11 +12,13 @@ from minipc.lab.shell import clean_environment, say, succeeds
 
 # program → Debian package
 PROGRAMS = {
+    "curl": "curl",  # curl and nmap: the verification, as a client of the machine
     "ip": "iproute2",
     "mkfs.ext4": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "mount": "mount",
     "nft": "nftables",
+    "nmap": "nmap",
     "setpriv": "util-linux",
     "ssh": "openssh-client",
     "systemd-nspawn": "systemd-container",
