@@ -1,7 +1,10 @@
 """What the checks share. They run against any machine of an inventory, over one SSH connection.
 
-`host` is testinfra's: the machine, as root. `public` and `operator` are the two sides it is reached from: in the lab
-a network namespace each, in production the controller itself (which stands on the operator side).
+The machine itself is reached as root with `sh`. `public` and `operator` are the two sides it is reached from: in the
+lab a network namespace each, in production the controller itself (which stands on the operator side).
+
+What a session needs is fetched once, in session fixtures. A check that stops or changes something goes through
+`disturb`, which exists in the lab only.
 """
 
 from __future__ import annotations
@@ -10,24 +13,46 @@ import json
 import os
 import shlex
 import subprocess
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import pytest
 
+from minipc import ssh
 from minipc.config import Settings
 from minipc.inventory import Target, the_target
+from minipc.paths import state_dir
+from minipc.secrets import Secrets, load
 from minipc.variables import ENVIRONMENT_VARIABLE, HOST_VARIABLE
+
+Shell = Callable[..., str]
+CURL = ("curl", "--silent", "--show-error", "--include", "--noproxy", "*", "--header", "Expect:")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "disturbs: stops something on the machine for a moment; not run in production")
+    config.addinivalue_line("markers", "disturbs: stops or changes something for a moment; runs in the lab only")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what goes through `disturb`, so that `-m "not disturbs"` leaves it out."""
+    for item in items:
+        if "disturb" in getattr(item, "fixturenames", ()):
+            item.add_marker("disturbs")
 
 
 def not_exercised(why: str) -> NoReturn:
     """Ends the check as NOT EXERCISED: neither passed nor failed, and listed in every report."""
     pytest.skip(f"NOT EXERCISED: {why}")
+
+
+def eventually(check: Callable[[], Any], within_s: float, every_s: float = 0.1) -> Any:
+    """What `check` returned last: the first thing that counts as true, or what it was when time ran out."""
+    give_up_at = time.monotonic() + within_s
+    while not (found := check()) and time.monotonic() < give_up_at:
+        time.sleep(every_s)
+    return found
 
 
 @dataclass(frozen=True)
@@ -36,23 +61,46 @@ class Side:
 
     Attributes:
         name: "public" or "operator".
-        address: the machine's IPv4 address on this side.
+        ipv4: the machine's address on this side.
+        ipv6: the same; None where it isn't known.
         prefix: what a command is started with to run there.
     """
 
     name: str
-    address: str
+    ipv4: str
+    ipv6: str | None
     prefix: tuple[str, ...]
 
-    def run(self, *argv: str, timeout_s: float = 20) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*self.prefix, *argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s
-        )
+    @property
+    def addresses(self) -> list[str]:
+        """The machine's addresses on this side."""
+        return [address for address in (self.ipv4, self.ipv6) if address]
 
-    def can_connect(self, port: int, address: str | None = None) -> bool:
-        """Whether a TCP connection is accepted."""
-        target = f"/dev/tcp/{address or self.address}/{port}"
-        return self.run("timeout", "3", "bash", "-c", f"exec 3<>{target}").returncode == 0
+    def run(self, *argv: str, stdin: str = "", timeout_s: float = 20) -> subprocess.CompletedProcess[str]:
+        """Runs a program there."""
+        return subprocess.run([*self.prefix, *argv], input=stdin, capture_output=True, text=True, timeout=timeout_s)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer; `code` is 0 when there was none, and `body` then says why. Header names are in lower case."""
+
+    code: int
+    headers: Mapping[str, str]
+    body: str
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def parse_answer(text: str) -> Answer:
+    """The last answer in what `curl --include` printed."""
+    head, _, body = text.replace("\r\n", "\n").partition("\n\n")
+    status, *lines = head.splitlines()
+    if status.split()[1].startswith("1"):
+        return parse_answer(body)
+    fields = (line.split(":", 1) for line in lines)
+    return Answer(int(status.split()[1]), {name.lower(): value.strip() for name, value in fields}, body)
 
 
 @pytest.fixture(scope="session")
@@ -81,20 +129,29 @@ def operator(environment: str, target: Target) -> Side:
 
 
 def _side(name: str, environment: str, target: Target) -> Side:
-    if environment == "lab":
-        from minipc.lab import find
+    if environment != "lab":
+        return Side(name, target.data["ssh_hostname"], None, ())
+    from minipc.lab import find
 
-        return Side(name, find(target.alias).addresses[name], ("ip", "netns", "exec", name))
-    return Side(name, target.data["ssh_hostname"], ())
+    machine = find(target.alias)
+    assert machine, f"{target.alias} is no lab machine"
+    addresses = {
+        "public": (machine.public_ipv4, machine.public_ipv6),
+        "operator": (machine.operator_ipv4, machine.operator_ipv6),
+    }[name]
+    return Side(name, *addresses, prefix=("ip", "netns", "exec", name))
 
 
 @pytest.fixture(scope="session")
-def sh(request: pytest.FixtureRequest) -> Callable[..., str]:
+def sh(target: Target) -> Shell:
     """Runs a shell command on the machine and returns what it printed; fails the check when the command fails."""
-    backend: Any = request.getfixturevalue("_testinfra_host_session")
+    import testinfra
+
+    config = ssh.write_config([(target.alias, target.data)])
+    machine: Any = testinfra.get_host(f"ssh://{target.alias}", ssh_config=str(config))
 
     def run(command: str) -> str:
-        done = backend.run(command)
+        done = machine.run(command)
         assert done.rc == 0, f"{command}\n{done.stderr.strip() or done.stdout.strip()}"
         return str(done.stdout).strip()
 
@@ -102,16 +159,38 @@ def sh(request: pytest.FixtureRequest) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def _testinfra_host_session(target: Target) -> Any:
-    import testinfra
+def script(target: Target) -> Shell:
+    """Runs a shell script that the machine reads from stdin, so that no secret in it is ever in a command line.
 
-    from minipc import ssh
+    Returns what it printed, errors included; whether it succeeded is for the check to judge from that.
+    """
+    config = ssh.write_config([(target.alias, target.data)])
 
-    return testinfra.get_host(f"ssh://{target.alias}", ssh_config=str(ssh.write_config([(target.alias, target.data)])))
+    def run(text: str) -> str:
+        # In one group, so that the whole script is read before its first command, whose stdin is another.
+        done = ssh.run(config, target.alias, "sh -s", stdin=f"{{\n{text}\n}} </dev/null 2>&1\n")
+        return done.stdout.decode().strip()
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def units(sh: Callable[..., str]) -> Callable[[str], Mapping[str, str]]:
+def disturb(environment: str, sh: Shell) -> Shell:
+    """`sh` for commands that stop or change something for a moment."""
+    if environment != "lab":
+        not_exercised("it would stop or change something on a machine in service; the lab exercises it")
+    return sh
+
+
+@pytest.fixture(scope="session")
+def secrets(environment: str, settings: Settings) -> Secrets:
+    """The passwords of PostgreSQL's roles and Redis's users. Reveal one only where it becomes part of a `script`."""
+    names = [f"postgres.password.{role.name}" for role in settings.postgres.roles]
+    return load(environment, [*names, *(f"redis.password.{user.name}" for user in settings.redis.users)])
+
+
+@pytest.fixture(scope="session")
+def units(sh: Shell) -> Callable[[str], Mapping[str, str]]:
     """Properties of a systemd unit, fetched once for each unit."""
     known: dict[str, Mapping[str, str]] = {}
 
@@ -124,54 +203,70 @@ def units(sh: Callable[..., str]) -> Callable[[str], Mapping[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def edge(public: Side, settings: Settings, sh: Callable[..., str]) -> Edge:
+def listeners(sh: Shell) -> Iterable[tuple[str, int, str]]:
+    """Address, port and program of every listening TCP socket."""
+    found = []
+    for line in sh("ss -Hltnp").splitlines():
+        fields = line.split()
+        address, _, port = fields[3].rpartition(":")
+        program = fields[5].split('"')[1] if len(fields) > 5 else ""
+        found.append((address.strip("[]"), int(port), program))
+    return found
+
+
+@pytest.fixture(scope="session")
+def sql(sh: Shell, settings: Settings) -> Shell:
+    """Runs SQL as the database's superuser, over its local socket."""
+
+    def run(statement: str, database: str = "postgres") -> str:
+        psql = f"psql -XAtq -v ON_ERROR_STOP=1 -p {settings.postgres.port} -d {database} -c {shlex.quote(statement)}"
+        return sh(f"cd / && runuser -u postgres -- {psql}")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def api(sh: Shell, settings: Settings) -> Callable[..., Answer]:
+    """Sends a request to the API on the machine itself, past the edge."""
+
+    def request(path: str, *options: str, timeout_s: float = 10) -> Answer:
+        url = f"http://127.0.0.1:{settings.workload.port}{path}"
+        argv = [*CURL, "--max-time", str(timeout_s), *options, url]
+        done = sh(f"{shlex.join(argv)} 2>&1 || echo; echo exit $?")
+        text, _, _ = done.rpartition("\nexit ")
+        return parse_answer(text) if text.startswith("HTTP/") else Answer(0, {}, text)
+
+    return request
+
+
+@pytest.fixture(scope="session")
+def edge(public: Side, settings: Settings, sh: Shell, target: Target) -> Edge:
     """The public door, as a client on the public side sees it."""
-    return Edge(public, settings.edge.domain, sh, settings.edge.acme)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An HTTP answer; `code` is 0 when there was none."""
-
-    code: int
-    headers: Mapping[str, str]
-    body: str
-
-    def json(self) -> Any:
-        return json.loads(self.body)
+    return Edge(public, settings.edge.domain, internal_ca(sh, target) if settings.edge.acme == "internal" else None)
 
 
 class Edge:
     """Requests to the public name, sent from the public side, with the certificate verified."""
 
-    def __init__(self, side: Side, domain: str, sh: Callable[..., str], acme: str) -> None:
+    def __init__(self, side: Side, domain: str, ca: str | None) -> None:
         self.side = side
         self.domain = domain
-        self._ca = _internal_ca(sh) if acme == "internal" else None
+        self.trust = ("--cacert", ca) if ca else ()
 
-    def get(self, path: str, *options: str, scheme: str = "https") -> Answer:
-        port = {"https": 443, "http": 80}[scheme]
-        argv = ["curl", "--silent", "--show-error", "--include", "--max-time", "15", "--noproxy", "*"]
-        argv += ["--resolve", f"{self.domain}:{port}:{self.side.address}"]
-        if self._ca:
-            argv += ["--cacert", self._ca]
-        done = self.side.run(*argv, *options, f"{scheme}://{self.domain}{path}")
-        if done.returncode:
-            return Answer(0, {}, done.stderr.strip())
-        head, _, body = done.stdout.replace("\r\n", "\n").partition("\n\n")
-        lines = head.splitlines()
-        headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
-        return Answer(int(lines[0].split()[1]), headers, body)
+    def get(self, path: str, *options: str, scheme: str = "https", address: str | None = None) -> Answer:
+        """One request; `address` is the machine's IPv4 address unless told."""
+        argv = [*CURL, "--max-time", "15", "--path-as-is", *self.to(address or self.side.ipv4), *options]
+        done = self.side.run(*argv, f"{scheme}://{self.domain}{path}")
+        return parse_answer(done.stdout) if done.stdout else Answer(0, {}, done.stderr.strip())
+
+    def to(self, address: str) -> list[str]:
+        """curl's options that lead the public name to an address and verify the certificate."""
+        host = f"[{address}]" if ":" in address else address
+        return [*(f"--resolve={self.domain}:{port}:{host}" for port in (80, 443)), *self.trust]
 
 
-def _internal_ca(sh: Callable[..., str]) -> str:
+def internal_ca(sh: Shell, target: Target) -> str:
     """The lab's own certificate authority, fetched over SSH into a file that the client trusts."""
-    from minipc.paths import state_dir
-
-    path = state_dir("ssh") / "internal-ca.crt"
+    path = state_dir("ssh") / f"internal-ca+{target.alias}.crt"
     path.write_text(sh("cat /var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt") + "\n", encoding="utf-8")
     return str(path)
-
-
-def quoted(text: str) -> str:
-    return shlex.quote(text)

@@ -1,0 +1,282 @@
+"""nftables: what gets in, and from which side. Seen from outside, with listeners that would answer if they could."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets as random
+import shlex
+import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+
+from tests.verify.conftest import Side, eventually, not_exercised
+
+CANARY = "minipc-canary"
+NODE_PORT, POD_PORT = 30999, 8080
+# What people find open on machines like this one, beside everything below 1024 and everything that listens.
+NOTABLE = {1433, 2019, 2049, 2379, 2380, 3000, 3100, 3128, 3306, 3389, 4317, 5000, 5432, 5433, 5601, 5900, 6379, 6443}
+NOTABLE |= {7946, 8000, 8080, 8443, 8472, 9000, 9090, 9093, 9094, 9100, 9187, 9200, 10248, 10250, 10256, 11211, 27017}
+NOTABLE |= {30000, 30080, 30443, 32767}
+# Answers on TCP and UDP, on every address of the machine.
+LISTENER = """
+import socket, sys, threading
+port = int(sys.argv[1])
+tcp = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+udp.bind(("::", port))
+def echo():
+    while True:
+        udp.sendto(*udp.recvfrom(64))
+threading.Thread(target=echo, daemon=True).start()
+while True:
+    tcp.accept()[0].close()
+"""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What nmap saw: the open ports, and the states of all others."""
+
+    open: set[int]
+    others: set[str]
+
+
+def scan(side: Side, address: str, ports: set[int], *options: str) -> Scan:
+    """A SYN scan from a side."""
+    argv = ["nmap", "-n", "-Pn", "-sS", "-T4", "--max-retries", "2", "--min-rate", "1500", "-oX", "-", *options]
+    argv += ["-6"] if ":" in address else []
+    done = side.run(*argv, "-p", ",".join(map(str, sorted(ports))), address, timeout_s=60)
+    assert done.returncode == 0, done.stderr
+    tree = ElementTree.fromstring(done.stdout)
+    states = {int(port.attrib["portid"]): port.find("state").attrib["state"] for port in tree.iter("port")}
+    extra = {each.attrib["state"] for each in tree.iter("extraports")}
+    opened = {port for port, state in states.items() if state == "open"}
+    assert states or extra, f"nmap saw nothing: {done.stderr}"
+    return Scan(opened, extra | {state for state in states.values() if state != "open"})
+
+
+def answers_udp(side: Side, address: str, port: int) -> bool:
+    """Whether a datagram is echoed within a second."""
+    line = f"exec 3<>/dev/udp/{address}/{port}; echo canary >&3; head -c1 <&3"
+    return side.run("timeout", "1", "bash", "-c", line).stdout == "c"
+
+
+@pytest.fixture(scope="session")
+def outside(public, environment):
+    """The public side, where there is a client on it."""
+    if environment != "lab":
+        not_exercised(
+            "the controller is on the operator side; scan from elsewhere: nmap -Pn -p- and the public address"
+        )
+    return public
+
+
+@pytest.fixture(scope="session")
+def forged(public, operator):
+    """Source addresses that have no business on a side: the side, the machine's address there, the borrowed one."""
+    sides = [(public, operator), (operator, public)]
+    borrowed = {
+        address: re.sub(r"[^.:]+$", "fe" if ":" in address else "254", address)
+        for each in sides
+        for address in each[0].addresses
+    }
+    return [
+        (side, address, borrowed[other])
+        for side, foreign in sides
+        for address, other in zip(side.addresses, foreign.addresses, strict=True)
+    ]
+
+
+@pytest.fixture(scope="session")
+def canary(disturb, forged):
+    """A listener on a random port of all addresses, and another program's nftables table.
+
+    The table counts packets from forged addresses: in `arrived` before our rules see them, in `passed` after them.
+    """
+    port = random.randbelow(20_000) + 40_000
+    remove = f"systemctl stop {CANARY}; nft delete table inet canary"
+    disturb(f"({remove}) 2>/dev/null; true")
+    disturb(f"systemd-run -q --collect --unit={CANARY} -p RuntimeMaxSec=300 python3 -c {shlex.quote(LISTENER)} {port}")
+    count = "; ".join(f"ip{'6' if ':' in source else ''} saddr {source} tcp dport 22 counter" for *_, source in forged)
+    table = f"""table inet canary {{
+        chain arrived {{ type filter hook prerouting priority -290; {count}; }}
+        chain passed {{ type filter hook input priority 10; {count}; }}
+    }}"""
+    disturb(f"printf %s {shlex.quote(table)} | nft -f -")
+    assert eventually(lambda: disturb(f"ss -Hltn sport = {port}"), 10)
+    yield port
+    disturb(remove)
+
+
+@pytest.fixture(scope="session")
+def pod(disturb, settings):
+    """A port that is forwarded to a network namespace on the machine, the way a NodePort is to a pod.
+
+    Its address, and how many packets our forward chain has dropped so far.
+    """
+    address, address6 = "10.42.255.2", "fd42::2"
+    remove = f"systemctl stop {CANARY}-pod; ip link delete canary0; ip netns delete canary; nft delete table inet pod"
+    disturb(f"({remove}) 2>/dev/null; true")
+    port = f"tcp dport {NODE_PORT}"
+    forward = f"{port} dnat ip to {address}:{POD_PORT}; {port} dnat ip6 to [{address6}]:{POD_PORT}"
+    table = f"table inet pod {{ chain in {{ type nat hook prerouting priority dstnat; {forward}; }}; }}"
+    disturb(f"""set -e
+        ip netns add canary
+        ip link add canary0 type veth peer name eth0 netns canary
+        ip address add 10.42.255.1/30 dev canary0
+        ip address add fd42::1/64 dev canary0 nodad
+        ip link set canary0 up
+        ip -n canary address add {address}/30 dev eth0
+        ip -n canary address add {address6}/64 dev eth0 nodad
+        ip -n canary link set eth0 up
+        ip -n canary route add default via 10.42.255.1
+        ip -n canary -6 route add default via fd42::1
+        systemd-run -q --collect --unit={CANARY}-pod -p RuntimeMaxSec=300 -p NetworkNamespacePath=/run/netns/canary \\
+            python3 -c {shlex.quote(LISTENER)} {POD_PORT}
+        printf %s {shlex.quote(table)} | nft -f -""")
+    reach = f"timeout 3 bash -c 'exec 3<>/dev/tcp/%s/{POD_PORT}' && echo yes || true"
+    for each in (address, address6):
+        assert eventually(lambda each=each: disturb(reach % each), 10), "the canary pod itself does not answer"
+    yield address
+    disturb(remove)
+
+
+@pytest.fixture(scope="session")
+def scans(public, operator, environment, listeners, request):
+    """Every address from every side, at once."""
+    ports = set(range(1, 1025)) | NOTABLE | {port for _, port, _ in listeners}
+    sides = [operator]
+    if environment == "lab":
+        ports.add(request.getfixturevalue("canary"))
+        sides.append(public)
+    wanted = [(side, address) for side in sides for address in side.addresses]
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        found = list(pool.map(lambda each: scan(*each, ports), wanted))
+    return {(side.name, ":" in address): seen for (side, address), seen in zip(wanted, found, strict=True)}
+
+
+@pytest.fixture(scope="session")
+def ruleset(sh):
+    return json.loads(sh("nft -j list ruleset"))["nftables"]
+
+
+def packets(disturb, what: str) -> list[tuple[str, int]]:
+    """What each counter of a table, or of a chain, has seen: the chain and the number of packets."""
+    rules = [each["rule"] for each in json.loads(disturb(f"nft -j list {what}"))["nftables"] if "rule" in each]
+    return [(rule["chain"], part["counter"]["packets"]) for rule in rules for part in rule["expr"] if "counter" in part]
+
+
+def connect_from(side: Side, address: str, source: str) -> None:
+    """Tries to connect to SSH from a source address that is the client's own for as long as the try takes."""
+    lifetime = ["valid_lft", "5", "preferred_lft", "5"]
+    side.run("ip", "address", "replace", source, "dev", "lab0", *(["nodad"] if ":" in source else []), *lifetime)
+    host = f"[{address}]" if ":" in address else address
+    side.run("curl", "--silent", "--max-time", "1", "--interface", source, f"http://{host}:22")
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
+def test_the_public_reaches_the_open_ports_and_no_other(outside, scans, settings, ipv6):
+    seen = scans["public", ipv6]
+    assert seen.open == set(settings.firewall.public_tcp)
+    # "closed" would mean that only the listener is missing: a firewall's answer is silence.
+    assert seen.others == {"filtered"}
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
+def test_the_operator_reaches_the_open_ports_and_ssh_and_no_other(scans, operator, settings, ipv6):
+    if ipv6 and not operator.ipv6:
+        not_exercised("the inventory knows no IPv6 address of the machine")
+    seen = scans["operator", ipv6]
+    assert seen.open == {*settings.firewall.public_tcp, *settings.firewall.operator_tcp}
+    assert seen.others == {"filtered"}
+
+
+def test_no_datagram_gets_in(outside, operator, canary, disturb):
+    itself = f"timeout 3 bash -c 'exec 3<>/dev/udp/127.0.0.1/{canary}; echo canary >&3; head -c1 <&3'"
+    assert disturb(itself) == "c", "the canary itself does not answer"
+    tries = [(side, address) for side in (outside, operator) for address in side.addresses]
+    with ThreadPoolExecutor(len(tries)) as pool:
+        answered = list(pool.map(lambda each: answers_udp(*each, canary), tries))
+    assert not any(answered)
+
+
+def test_a_port_forwarded_to_a_pod_does_not_answer_outside(outside, operator, pod, disturb):
+    tries = [(side, address) for side in (outside, operator) for address in side.addresses]
+
+    def dropped() -> int:
+        return sum(count for _, count in packets(disturb, "chain inet minipc forward"))
+
+    before = dropped()
+    with ThreadPoolExecutor(len(tries)) as pool:
+        seen = list(pool.map(lambda each: scan(*each, {NODE_PORT}), tries))
+    assert [each.open for each in seen] == [set()] * len(tries)
+    assert dropped() - before >= len(tries), "the packets did not come as far as the forward chain: nothing was proven"
+
+
+def test_a_borrowed_source_address_does_not_open_ssh(outside, forged, canary, disturb):
+    """An operator's address that arrives on the public side, and the other way round; IPv4 and IPv6."""
+    with ThreadPoolExecutor(len(forged)) as pool:
+        list(pool.map(lambda each: connect_from(*each), forged))
+    seen = packets(disturb, "table inet canary")
+    arrived = [count for chain, count in seen if chain == "arrived"]
+    assert all(arrived), f"the forged packets did not all arrive: nothing was proven: {arrived}"
+    assert [count for chain, count in seen if chain == "passed"] == [0] * len(forged)
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
+def test_ping_and_neighbour_discovery_work(outside, operator, ipv6):
+    for side in (outside, operator):
+        address = side.addresses[ipv6]
+        side.run("ip", "neighbour", "flush", "to", address)
+        done = side.run("nmap", *(["-6"] if ipv6 else []), "-n", "-sn", "-PE", "--disable-arp-ping", address)
+        assert "1 host up" in done.stdout, f"{side.name}: {done.stdout}"
+
+
+def test_what_is_not_allowed_is_dropped(ruleset):
+    chains = {
+        each["chain"]["name"]: each["chain"] for each in ruleset if each.get("chain", {}).get("table") == "minipc"
+    }
+    assert chains["input"]["hook"] == "input"
+    assert chains["input"]["policy"] == "drop"
+
+
+def test_the_rules_in_force_are_those_of_the_file(sh):
+    listing = "nft -s list table inet minipc"
+    assert sh(listing) == sh(f"unshare -n sh -c 'nft -f /etc/minipc/firewall.nft && {listing}'")
+
+
+def test_the_rules_are_loaded_before_the_network_at_each_boot(units):
+    unit = units("minipc-firewall.service")
+    assert unit["UnitFileState"] == "enabled"
+    assert unit["ActiveState"] == "active"
+    assert "network-pre.target" in unit["Before"].split()
+
+
+def test_debians_own_unit_never_flushes_the_rules(units):
+    assert units("nftables.service")["ActiveState"] == "inactive"
+    assert units("nftables.service")["UnitFileState"] != "enabled"
+
+
+def others_and_ours(disturb) -> tuple[str, str]:
+    return disturb("nft -s list table inet canary"), disturb("nft -s list table inet minipc")
+
+
+@pytest.mark.parametrize("verb", ["reload", "restart"])
+def test_other_programs_tables_survive(canary, disturb, verb):
+    before = others_and_ours(disturb)
+    disturb(f"systemctl {verb} minipc-firewall")
+    assert others_and_ours(disturb) == before
+
+
+def test_a_stopped_firewall_stays_shut(outside, canary, disturb):
+    before = others_and_ours(disturb)
+    disturb("systemctl stop minipc-firewall")
+    try:
+        assert others_and_ours(disturb) == before
+        assert scan(outside, outside.ipv4, {22, 443, canary}) == Scan({443}, {"filtered"})
+    finally:
+        disturb("systemctl start minipc-firewall")
