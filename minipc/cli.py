@@ -1,4 +1,4 @@
-"""The command line. Thin: each command calls one function of a room or playbook and turns its outcome into an exit code.
+"""The command line. Thin: each command calls one function of a room or playbook; its outcome is the exit code.
 
 0 pass, 1 fail, 2 changes pending, 3 refused by a guard, 4 could not verify.
 """

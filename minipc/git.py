@@ -24,8 +24,8 @@ class Commit:
 def head() -> Commit:
     """The commit that is checked out, or the one that the run began with (`MINIPC_COMMIT`)."""
     if COMMIT_VARIABLE in os.environ:
-        commit, _, dirty = os.environ[COMMIT_VARIABLE].partition("+")
-        return Commit(commit, dirty=bool(dirty))
+        pinned, _, mark = os.environ[COMMIT_VARIABLE].partition("+")
+        return Commit(pinned, dirty=bool(mark))
     try:
         commit = _git("rev-parse", "HEAD")
         dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))

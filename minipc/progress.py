@@ -44,7 +44,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 class _Recorder(BaseStateCallback):
-    """Times operations; static methods in pyinfra, which calls them through the instance. `did_change` is only complete in `operation_end` (pyinfra 3.10)."""
+    """Times operations. `did_change` is only complete in `operation_end` (pyinfra 3.10)."""
 
     def __init__(self) -> None:
         self._planned = False

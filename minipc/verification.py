@@ -39,6 +39,12 @@ class Verification:
         """The checks that could not be tried here."""
         return [check for check in self.checks if check.outcome == "not-exercised"]
 
+    @property
+    def summary(self) -> str:
+        """`57 passed, 1 failed, 5 not exercised`."""
+        failed, gaps = len(self.failed), len(self.not_exercised)
+        return f"{len(self.checks) - failed - gaps} passed, {failed} failed, {gaps} not exercised"
+
 
 def verify(
     environment: Environment,

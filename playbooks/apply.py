@@ -75,5 +75,4 @@ def _print(seen: Verification) -> None:
                 f"{SIGNS[each.outcome]} {each.outcome.upper()} {each.component}: {each.name}: {each.message}",
                 markup=False,
             )
-    passed = len(seen.checks) - len(seen.failed) - len(seen.not_exercised)
-    console.print(f"{passed} passed, {len(seen.failed)} failed, {len(seen.not_exercised)} not exercised")
+    console.print(seen.summary)

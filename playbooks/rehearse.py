@@ -72,9 +72,7 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
             _converge_twice(run, machine)
             with run.phase("verify", "from both sides") as detail:
                 seen = verify("lab", target, [], events=run.events, log=run.log)
-                detail(
-                    f"{len(seen.checks) - len(seen.failed) - len(seen.not_exercised)} of {len(seen.checks)} checks passed"
-                )
+                detail(seen.summary)
             run.versions |= versions(target)
         except PhaseFailedError:
             run.note(f"what was printed: {run.log}")

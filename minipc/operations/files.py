@@ -1,4 +1,4 @@
-"""Places many files at once: rendered before the first change, compared in one fact, validated, then renamed into place.
+"""Places many files at once: rendered before the first change, compared in one fact, validated, renamed into place.
 
 Why not `files.template`: it takes three remote commands a file when nothing changes, writes in place, and a new file
 is readable by everyone for a moment (pyinfra 3.10). See docs/decisions/0003-placing-files.md.

@@ -62,7 +62,7 @@ def test_a_converge_that_places_every_secret_shows_none(site, values, tmp_path):
     )
     watcher = (
         "(end=$((SECONDS+90)); while [ $SECONDS -lt $end ] && [ ! -e /run/watch-stop ]; do "
-        "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '; echo; done) > /run/watched 2>/dev/null </dev/null &"
+        "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; echo; done) > /run/watched 2>/dev/null </dev/null &"
     )
     on(site, f"rm -f /run/watch-stop; {watcher}")
     done = converge(site, "postgres", "redis", "workload", options=["-vvv", "--diff", "--debug"])

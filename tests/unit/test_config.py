@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+
 from minipc.config import load, parse
 from minipc.config.load import group_data
 from minipc.errors import ConfigError
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJaZ0b2Yt7mJcRrHq3sQx3u2Tn0f7cVg5rJ1WwqkXo2b you@laptop"
+WORKLOAD = {"name": "workload", "owner": "workload"}
 VALID = {"host_operator_keys": [KEY]}
 
 
@@ -26,7 +28,12 @@ def values():
         ("host_journal_days", 30, 7, "nearest: 30"),
         ("host_journal_max_mb", 512, 0, "nearest: 1"),
         ("host_service_address", "10.88.0.1", "10.88.0.1/32", "did you mean '10.88.0.1'?"),
-        ("host_apt_mirror", "http://mirror.lan/debian", "mirror.lan/debian", "did you mean 'https://mirror.lan/debian'?"),
+        (
+            "host_apt_mirror",
+            "http://mirror.lan/debian",
+            "mirror.lan/debian",
+            "did you mean 'https://mirror.lan/debian'?",
+        ),
         ("host_reboot_at", "04:30", "4:30", "string should match pattern"),
         ("host_sysctls", {"vm.x": "1"}, {"vm.x": 1}, "did you mean '1'?"),
         ("firewall_public_interfaces", ["eth0"], "eth0", "did you mean ['eth0']?"),
@@ -35,8 +42,8 @@ def values():
         ("firewall_public_tcp", [80, 443], [80, 70000], "nearest: 65535"),
         ("postgres_port", 5432, "5432", "did you mean 5432?"),
         ("postgres_shared_buffers_percent", 15, 99, "nearest: 90"),
-        ("postgres_databases", [{"name": "a", "owner": "workload"}], [{"name": "a b", "owner": "workload"}], "mean 'ab'?"),
-        ("postgres_roles", [{"name": "workload", "memberships": []}], [{"name": "workload"}], "missing; it is REQUIRED"),
+        ("postgres_databases", [WORKLOAD | {"name": "a"}], [WORKLOAD | {"name": "a b"}], "did you mean 'ab'?"),
+        ("postgres_roles", [{"name": "workload", "memberships": []}], [{"name": "workload"}], "missing; it is"),
         ("redis_maxmemory_mb", 64, 1, "nearest: 8"),
         ("workload_runtime", "k3s", "k8s", "did you mean 'k3s'?"),
         ("workload_sentry", True, "yes", "valid boolean"),

@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 
 import pytest
+
 from minipc.errors import ConfigError
 from minipc.facts.files import FileState, FileStates
 from minipc.operations import files
@@ -47,7 +48,8 @@ def here(content: bytes, path, **more) -> File:
 
 def test_an_undefined_variable_is_told_with_template_and_target(templates):
     (templates / "a.conf.j2").write_text("port {{ prot }}\n")
-    with pytest.raises(ConfigError, match=r"templates/demo/a\.conf\.j2 for /etc/a\.conf: UndefinedError: 'prot' is undefined"):
+    told = r"templates/demo/a\.conf\.j2 for /etc/a\.conf: UndefinedError: 'prot' is undefined"
+    with pytest.raises(ConfigError, match=told):
         render("demo", File("a.conf.j2", "/etc/a.conf"), {"port": 1})
 
 
@@ -60,7 +62,8 @@ def test_a_syntax_error_is_told_with_its_line(templates):
 def test_the_digest_follows_content_mode_and_owner():
     base = digest([Content(b"a", "/x")])
     assert base == digest([Content(b"a", "/x")])
-    assert base not in {digest([Content(b"b", "/x")]), digest([Content(b"a", "/x", mode="600")]), digest([Absent("/x")])}
+    others = [Content(b"b", "/x"), Content(b"a", "/x", mode="600"), Content(b"a", "/x", owner="redis"), Absent("/x")]
+    assert base not in {digest([other]) for other in others}
 
 
 def test_files_are_placed_with_mode_and_leave_nothing_behind(tmp_path, install):
@@ -105,8 +108,8 @@ def test_a_file_that_must_go_goes(tmp_path, install):
 
 
 def test_the_upload_is_readable_by_nobody_else(tmp_path):
-    packed = tarfile.open(fileobj=io.BytesIO(files._pack([SecretFile("", "/x", content=b"s")])))
-    assert [member.mode for member in packed] == [0o600]
+    with tarfile.open(fileobj=io.BytesIO(files._pack([SecretFile("", "/x", content=b"s")]))) as packed:
+        assert [member.mode for member in packed] == [0o600]
 
 
 def test_facts_of_many_files_in_one_command(tmp_path):
@@ -122,9 +125,12 @@ def test_facts_of_many_files_in_one_command(tmp_path):
     assert (states[paths[2]].kind, states[paths[2]].mode) == ("directory", "750")
 
 
+X_SHA256 = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+
+
 def test_what_is_as_wanted():
     wanted = Content(b"x", "/x", mode="640")
-    state = FileState("regular file", "640", "root", "root", "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881")
+    state = FileState("regular file", "640", "root", "root", X_SHA256)
     assert files._is_as_wanted(wanted, state)
     for different in (
         None,

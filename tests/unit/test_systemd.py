@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from minipc.operations.systemd import steps_to
 
 RUNNING = {
