@@ -56,10 +56,8 @@ def test_the_rehearsal_printed_and_kept_none(rehearsal, values):
 
 def test_a_converge_that_places_every_secret_shows_none(site, values, tmp_path):
     """With everything that makes pyinfra talk: -vvv and --diff; while /proc is watched on both sides."""
-    on(
-        site,
-        "rm /etc/redis/users.acl /etc/workload/env; runuser -u postgres -- psql -qc 'ALTER ROLE workload PASSWORD NULL'",
-    )
+    on(site, "rm /etc/redis/users.acl /etc/workload/env")
+    on(site, "runuser -u postgres -- psql -qc 'ALTER ROLE workload PASSWORD NULL'")
     watcher = (
         "(end=$((SECONDS+90)); while [ $SECONDS -lt $end ] && [ ! -e /run/watch-stop ]; do "
         "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; echo; done) > /run/watched 2>/dev/null </dev/null &"
