@@ -129,11 +129,15 @@ def rehearse(group: Any, backend: str, keep: bool, name: str, strict: bool) -> N
 def adopt(alias: str, fingerprint: str, environment: Any) -> None:
     """Enrol a machine that is blank or already ours: pin its host key and give it an identity."""
     from minipc.inventory import the_target
+    from minipc.lab.inventory import pin_lab_machine
+    from minipc.pins import write_pin
     from playbooks.adopt import adopt as enrol
 
     target = the_target(environment, alias)
-    pin = enrol((target.alias, target.data), fingerprint)
-    click.echo(f"{alias} is enrolled as {pin.identity}; commit inventory/pins.json")
+    pin = enrol((target.alias, target.data), fingerprint, pin_lab_machine if environment == "lab" else write_pin)
+    click.echo(f"{alias} is enrolled as {pin.identity}")
+    if environment == "production":
+        click.echo("commit inventory/pins.json: it says which machine is meant")
 
 
 @cli.command()
