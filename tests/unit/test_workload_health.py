@@ -53,15 +53,15 @@ def test_a_hanging_database_is_down_within_the_budget_and_asked_once() -> None:
     database = Database()
 
     async def main() -> None:
-        probe = health.Probe(database.query, budget_s=0.15)
+        probe = health.Probe(database.query)
         began = time.monotonic()
-        assert await asyncio.gather(*(probe.ask() for _ in range(50))) == [None] * 50
-        assert await probe.ask() is None
+        assert await asyncio.gather(*(probe.ask(0.15) for _ in range(50))) == [None] * 50
+        assert await probe.ask(0.15) is None
         assert time.monotonic() - began < 2 * 0.2
         assert database.queries == 1
         database.hangs = False
-        assert await probe.ask() == FRESH, "it came back: the question under way is answered"
-        assert await probe.ask() == FRESH
+        assert await probe.ask(0.15) == FRESH, "it came back: the question under way is answered"
+        assert await probe.ask(0.15) == FRESH
         assert database.queries == 2
 
     asyncio.run(main())
@@ -72,9 +72,9 @@ def test_a_question_that_hangs_for_long_is_abandoned(monkeypatch: pytest.MonkeyP
     database = Database()
 
     async def main() -> None:
-        probe = health.Probe(database.query, budget_s=0.1)
-        assert await probe.ask() is None
-        assert await probe.ask() is None
+        probe = health.Probe(database.query)
+        assert await probe.ask(0.15) is None
+        assert await probe.ask(0.15) is None
         assert database.queries == 2
 
     asyncio.run(main())
@@ -84,4 +84,4 @@ def test_an_unreachable_database_is_down() -> None:
     async def refuse() -> health.Ages:
         raise DatabaseUnavailableError("connection refused")
 
-    assert asyncio.run(health.Probe(refuse, budget_s=0.1).ask()) is None
+    assert asyncio.run(health.Probe(refuse).ask(0.1)) is None

@@ -34,6 +34,8 @@ router = APIRouter()
 # A user's request must be answered while they still look at the screen.
 DATABASE_TIMEOUT_S = 1.5
 POOL_SIZE = 8
+# Readiness may take its time: a busy machine is no reason to take the API out of service. Kubelets wait 1 s.
+READINESS_BUDGET_S = 0.8
 EVENT_MAX_BYTES = 16_384
 EVENT_MAX_DEPTH = 20
 
@@ -92,7 +94,7 @@ class Service:
         self.db = Database(settings, "api", POOL_SIZE, DATABASE_TIMEOUT_S)
         self.cache = Cache(settings)
         self.heartbeats = HeartbeatReader(settings)
-        self.probe = health.Probe(self.heartbeats.ages_s, settings.health_budget_ms / 1000)
+        self.probe = health.Probe(self.heartbeats.ages_s)
 
     async def show(self, screen: Screen) -> Response:
         """The screen's answer, 503 when there is nothing at all to show."""
@@ -121,7 +123,7 @@ async def livez() -> dict[str, str]:
 @router.get("/api/readyz")
 async def readyz(request: Request) -> Response:
     """The database answers. Workers and cache don't count: users can be served without them."""
-    ready = await service(request).probe.ask() is not None
+    ready = await service(request).probe.ask(READINESS_BUDGET_S) is not None
     return JSONResponse({"status": "ok" if ready else "fail", "db": "ok" if ready else "down"}, 200 if ready else 503)
 
 
@@ -129,8 +131,8 @@ async def readyz(request: Request) -> Response:
 async def get_health(request: Request) -> Response:
     """The verdict for monitors; never used to route traffic."""
     own = service(request)
-    uptime_s = time.monotonic() - own.started
-    status, body = health.verdict(await own.probe.ask(), uptime_s, own.settings.heartbeat_max_age_s)
+    ages = await own.probe.ask(own.settings.health_budget_ms / 1000)
+    status, body = health.verdict(ages, time.monotonic() - own.started, own.settings.heartbeat_max_age_s)
     return JSONResponse(body, status)
 
 
@@ -211,6 +213,8 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         own = app.state.service = Service(settings)
         await own.db.open()
+        # Connects now: the first monitor that asks should not have to wait for that.
+        await own.probe.ask(READINESS_BUDGET_S)
         log.info("service started", extra={"version": settings.version, "port": settings.api_port})
         yield
         await own.cache.close()

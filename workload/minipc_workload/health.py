@@ -25,20 +25,18 @@ class Probe:
 
     Args:
         query: one round trip to the database; may hang.
-        budget_s: the longest that a caller waits.
     """
 
-    def __init__(self, query: Callable[[], Awaitable[Ages]], budget_s: float) -> None:
+    def __init__(self, query: Callable[[], Awaitable[Ages]]) -> None:
         self._query = query
-        self._budget_s = budget_s
         self._running: asyncio.Task[Ages | None] | None = None
 
-    async def ask(self) -> Ages | None:
-        """The ages, or None when the database failed or did not answer within the budget."""
+    async def ask(self, budget_s: float) -> Ages | None:
+        """The ages, or None when the database failed or did not answer within so many seconds."""
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._attempt())
         # Left running when it takes too long: a new one for each caller would pile up connections.
-        done, _ = await asyncio.wait({self._running}, timeout=self._budget_s)
+        done, _ = await asyncio.wait({self._running}, timeout=budget_s)
         return self._running.result() if done else None
 
     async def _attempt(self) -> Ages | None:
