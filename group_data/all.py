@@ -117,3 +117,27 @@ edge_acme_email = None
 edge_upstream = "127.0.0.1:30080"
 # OPTIONAL. Days access logs are kept on disk.
 edge_log_days = 30
+
+# --- dns: where the public name leads (docs/reference/dns.md) ------------------------------------------------------
+# OPTIONAL. "none": the records are kept by hand; "cloudflare": `minipc dns cutover` sets them. The token is the secret
+# `dns.cloudflare_token`.
+dns_provider = "none"
+# REQUIRED unless the provider is "none": the zone, such as "example.org".
+dns_zone = None
+# REQUIRED unless the provider is "none": the names that lead to this machine, each {"name": "…", "type": "A" or "AAAA"}.
+dns_records = []
+# OPTIONAL. How long resolvers keep an answer, seconds. 300: after a rebuild elsewhere nobody waits longer than that.
+dns_ttl_s = 300
+# OPTIONAL. The same around a cutover. 60 is the least that every plan of Cloudflare allows.
+dns_cutover_ttl_s = 60
+# OPTIONAL. The machine's public addresses where they are fixed; None: they are given to the cutover, or looked up.
+dns_ipv4 = None
+dns_ipv6 = None
+# OPTIONAL. The public address changes by itself: a timer on the machine keeps the records in line.
+dns_follow = False
+# OPTIONAL. How often the timer looks, seconds.
+dns_follow_every_s = 300
+# OPTIONAL. Who tells the machine its public address: the bare address, or a line ip=ADDRESS.
+dns_address_url = "https://cloudflare.com/cdn-cgi/trace"
+# OPTIONAL. Where the provider's API answers; only tests change it.
+dns_api_url = "https://api.cloudflare.com/client/v4"

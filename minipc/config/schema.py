@@ -6,6 +6,7 @@ No defaults here: every tunable is written once, in `group_data/`.
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -25,7 +26,7 @@ from minipc.config.types import (
     Url,
     UserName,
 )
-from minipc.secrets.settings import SecretsSettings
+from minipc.secrets.settings import SecretsSettings, TrustedUrl
 
 
 class Strict(BaseModel):
@@ -130,6 +131,54 @@ class EdgeSettings(Strict):
     log_days: Days
 
 
+class DnsRecord(Strict):
+    """A public name; its content is the machine's public address."""
+
+    name: Domain
+    type: Literal["A", "AAAA"]
+
+
+class DnsSettings(Strict):
+    """The public name's records at the DNS provider."""
+
+    provider: Literal["none", "cloudflare"]
+    zone: Domain | None
+    records: list[DnsRecord]
+    ttl_s: Annotated[int, Field(ge=60, le=86400)]
+    cutover_ttl_s: Annotated[int, Field(ge=60, le=86400)]
+    ipv4: Address | None
+    ipv6: Address | None
+    follow: bool
+    follow_every_s: Annotated[int, Field(ge=60, le=3600)]
+    address_url: TrustedUrl
+    api_url: TrustedUrl
+
+    @model_validator(mode="after")
+    def _records_are_in_the_zone(self) -> Self:
+        if self.provider == "none":
+            return self
+        if self.zone is None or not self.records:
+            raise ValueError(f"dns_provider {self.provider!r} needs dns_zone and at least one of dns_records")
+        for record in self.records:
+            if record.name != self.zone and not record.name.endswith(f".{self.zone}"):
+                raise ValueError(f"{record.name!r} in dns_records is not in the zone {self.zone!r}")
+            if self.records.count(record) > 1:
+                raise ValueError(f"{record.name!r} {record.type} is twice in dns_records")
+        return self
+
+    @model_validator(mode="after")
+    def _values_fit_each_other(self) -> Self:
+        if self.cutover_ttl_s > self.ttl_s:
+            raise ValueError("dns_cutover_ttl_s is greater than dns_ttl_s; allowed: at most the same")
+        if self.follow and self.provider == "none":
+            raise ValueError("dns_follow needs a dns_provider")
+        for key, version in (("ipv4", 4), ("ipv6", 6)):
+            address = getattr(self, key)
+            if address and ip_address(address).version != version:
+                raise ValueError(f"dns_{key} = {address!r} is not an IPv{version} address")
+        return self
+
+
 class Settings(Strict):
     """Everything that may be set, by component."""
 
@@ -141,3 +190,4 @@ class Settings(Strict):
     redis: RedisSettings
     workload: WorkloadSettings
     edge: EdgeSettings
+    dns: DnsSettings

@@ -42,6 +42,7 @@ def redis_password(user: str) -> str:
 
 
 SENTRY_DSN = "sentry.dsn"
+DNS_TOKEN = "dns.cloudflare_token"
 
 
 def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
@@ -64,6 +65,8 @@ def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
             ]
         case "workload":
             return [Entry(SENTRY_DSN, component, "where the service reports its errors", None, optional=True)]
+        case "dns":
+            return [Entry(DNS_TOKEN, component, "Cloudflare API token: Zone:Read and DNS:Edit, one zone", None, True)]
         case _:
             return []
 
@@ -78,8 +81,10 @@ def for_environment(environment: str) -> list[Entry]:
 def whole(settings: Settings) -> list[Entry]:
     """The secrets of all components for a configuration, in converge order."""
     sentry = [replace(entry, optional=not settings.workload.sentry) for entry in needed("workload")]
+    dns = [replace(entry, optional=settings.dns.provider != "cloudflare") for entry in needed("dns")]
     return [
         *needed("postgres", [role.name for role in settings.postgres.roles]),
         *needed("redis", [user.name for user in settings.redis.users]),
         *sentry,
+        *dns,
     ]

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 Backend = Literal["age", "vault"]
 
 
-def _vault_url(value: str) -> str:
+def _trusted_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not a URL; allowed: https:// and a host, such as 'https://vault.example.org:8200'")
@@ -22,7 +22,7 @@ def _vault_url(value: str) -> str:
         raise ValueError("has credentials, a query or a fragment; allowed: scheme, host and port only")
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
         raise ValueError(
-            "the token would travel in clear text; allowed: https://, or http:// to this machine itself; "
+            "anyone on the way could read and forge it; allowed: https://, or http:// to this machine itself; "
             f"did you mean {'https' + value.removeprefix('http')!r}?"
         )
     return value.rstrip("/")
@@ -41,7 +41,7 @@ def _path(value: str) -> str:
     return value.strip("/")
 
 
-VaultUrl = Annotated[str, AfterValidator(_vault_url)]
+TrustedUrl = Annotated[str, AfterValidator(_trusted_url)]
 VaultPath = Annotated[str, AfterValidator(_path)]
 
 
@@ -66,7 +66,7 @@ class VaultSettings(_Strict):
         timeout_s: longest wait for a connection and for each answer, seconds.
     """
 
-    url: VaultUrl
+    url: TrustedUrl
     mount: VaultPath = "secret"
     path_prefix: VaultPath = "minipc"
     namespace: str | None = None
