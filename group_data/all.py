@@ -130,8 +130,9 @@ dns_records = []
 dns_ttl_s = 300
 # OPTIONAL. The same around a cutover. 60 is the least that every plan of Cloudflare allows.
 dns_cutover_ttl_s = 60
-# OPTIONAL. The machine's public addresses where they are fixed; None: they are given to the cutover, or looked up.
+# OPTIONAL. The machine's public IPv4 address where it is fixed; None: it is given to the cutover, or looked up.
 dns_ipv4 = None
+# OPTIONAL. The same for IPv6.
 dns_ipv6 = None
 # OPTIONAL. The public address changes by itself: a timer on the machine keeps the records in line.
 dns_follow = False
