@@ -11,7 +11,9 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import signal
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ RECORD = RUN_DIR / "network.json"  # gone after a reboot of the controller, as i
 TABLE = "minipc_lab"
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 CLIENT_INTERFACE = "lab0"
+CABLE_PATTERN = re.compile(r"lab\d+-(public|operator)")
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,10 @@ def release() -> None:
         if _client_is_ours(side):
             _kill_inside(side.name)
             call("ip", "netns", "delete", side.name)
-        if _exists(side.bridge):
-            call("ip", "link", "delete", side.bridge)
+        _remove_link(side.bridge)
+    for _, interface in socket.if_nameindex():
+        if CABLE_PATTERN.fullmatch(interface):
+            _remove_link(interface)
     if succeeds("nft", "list", "table", "inet", TABLE):
         call("nft", "delete", "table", "inet", TABLE)
     if RECORD.exists() and not _forwarded_before():
@@ -125,8 +130,7 @@ def cable(index: int, side: Side) -> str:
 
 def remove_cables(index: int) -> None:
     for side in SIDES:
-        if _exists(cable(index, side)):
-            call("ip", "link", "delete", cable(index, side))
+        _remove_link(cable(index, side))
 
 
 def render_nft(nameservers: Iterable[str], web_ports: Iterable[int], *, forwarded_before: bool) -> str:
@@ -143,13 +147,17 @@ def render_nft(nameservers: Iterable[str], web_ports: Iterable[int], *, forwarde
         f"table inet {TABLE}",
         f"delete table inet {TABLE}",
         f"table inet {TABLE} {{",
+        "  chain refuse {",
+        "    meta l4proto tcp reject with tcp reset",
+        "    reject with icmpx admin-prohibited",
+        "  }",
         "  chain input {",
         "    type filter hook input priority filter - 5; policy accept;",
         f"    iifname != {{ {bridges} }} accept",
         "    ct state established,related accept",
         "    meta l4proto { icmp, ipv6-icmp } accept",
         *(f"    {rule}" for rule in dns),
-        "    reject with icmpx admin-prohibited",
+        "    jump refuse",
         "  }",
         "  chain forward {",
         "    type filter hook forward priority filter - 5; policy accept;",
@@ -159,8 +167,8 @@ def render_nft(nameservers: Iterable[str], web_ports: Iterable[int], *, forwarde
         f"    {out} ct state established,related accept",
         *(f"    {out} {rule}" for rule in dns),
         f"    {out} tcp dport {{ {', '.join(str(port) for port in sorted(set(web_ports)))} }} accept",
-        f"    iifname {{ {bridges} }} reject with icmpx admin-prohibited",
-        f"    oifname {{ {bridges} }} reject with icmpx admin-prohibited",
+        f"    iifname {{ {bridges} }} jump refuse",
+        f"    oifname {{ {bridges} }} jump refuse",
         *([] if forwarded_before else ["    drop"]),
         "  }",
         "  chain postrouting {",
@@ -231,8 +239,7 @@ def _ensure_client(side: Side) -> None:
     if (Path("/run/netns") / side.name).exists():
         call("ip", "netns", "delete", side.name)  # half made by an `ensure` that was killed
     outer = f"lab-{side.name}"
-    if _exists(outer):
-        call("ip", "link", "delete", outer)
+    _remove_link(outer)
     call("ip", "netns", "add", side.name)
     call("ip", "-n", side.name, "link", "set", "lo", "up")
     call("ip", "link", "add", outer, "type", "veth", "peer", "name", CLIENT_INTERFACE, "netns", side.name)
@@ -258,8 +265,17 @@ def _kill_inside(namespace: str) -> None:
             os.kill(int(pid), signal.SIGKILL)
 
 
+def _remove_link(interface: str) -> None:
+    """Idempotent; the kernel may be removing the interface of a dead machine at the same moment."""
+    if _exists(interface) and not succeeds("ip", "link", "delete", interface) and _exists(interface):
+        call("ip", "link", "delete", interface)
+
+
 def _exists(interface: str) -> bool:
-    return Path("/sys/class/net", interface).exists()
+    try:
+        return bool(socket.if_nametoindex(interface))
+    except OSError:
+        return False
 
 
 def _refuse_collisions() -> None:
@@ -279,12 +295,16 @@ def _refuse_collisions() -> None:
 
 
 def _controller_networks() -> list[str]:
-    """Destinations of all the controller's routes, the lab's own and defaults left out."""
+    """The controller's addresses and destinations of its routes, the lab's own and defaults left out."""
     bridges = {side.bridge for side in SIDES}
-    routes = []
+    found = []
     for family in ("-4", "-6"):
-        routes += json.loads(call("ip", family, "-j", "route", "show", "table", "main") or "[]")
-    return [route["dst"] for route in routes if route.get("dev") not in bridges and route["dst"] != "default"]
+        routes = json.loads(call("ip", family, "-j", "route", "show", "table", "main") or "[]")
+        found += [route["dst"] for route in routes if route.get("dev") not in bridges and route["dst"] != "default"]
+    for interface in json.loads(call("ip", "-j", "address", "show") or "[]"):
+        if interface.get("ifname") not in bridges:
+            found += [address["local"] for address in interface["addr_info"]]
+    return found
 
 
 def overlapping(network: ipaddress.IPv4Network | ipaddress.IPv6Network, others: Iterable[str]) -> str | None:

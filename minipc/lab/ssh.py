@@ -80,6 +80,7 @@ def render_ssh_config(machines: Iterable[Machine], key: Path, known_hosts: Path)
   UpdateHostKeys no
   HostKeyAlgorithms ssh-ed25519
   BatchMode yes
+  ConnectTimeout 10
   ServerAliveInterval 5
   ServerAliveCountMax 3
   ControlMaster auto
@@ -123,8 +124,11 @@ def run(
     Raises:
         MinipcError: it failed (with `check`), or did not end in time.
     """
+    program, *arguments = ssh_command(machine, *argv)
+    # It must not outlive us: the machine may go at the same moment, and then ssh would wait for a long time.
+    command = ["setpriv", "--pdeathsig", "KILL", program, "-o", f"ConnectTimeout={connect_timeout}", *arguments]
     try:
-        done = subprocess.run(ssh_command(machine, *argv), input=stdin, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired as error:
         raise MinipcError(f"{machine.name}: `{shlex.join(argv)}` did not end within {timeout:.0f} s") from error
     if check and done.returncode != 0:
