@@ -1,7 +1,7 @@
 """Every tunable, once: REQUIRED or OPTIONAL, unit, default and reason.
 
 `production.py` and `lab.py` beside this file override single keys. Rules: `minipc/config/schema.py`.
-Check with `minipc config check`.
+Check with `minipc config`.
 """
 
 # --- secrets: where they are kept (docs/reference/secrets.md) -------------------------------------------------------
