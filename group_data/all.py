@@ -14,14 +14,6 @@ secrets_age_recipients = []
 # for the backend "vault" and for `minipc secrets copy`. Credentials are never here.
 secrets_vault = None
 
-# --- secrets: where they are kept (docs/reference/secrets.md) -------------------------------------------------------
-# OPTIONAL. "age": an encrypted file in secrets/, works offline. "vault": Vault or OpenBao, described by secrets_vault.
-secrets_backend = "age"
-# OPTIONAL. Public keys (age1…) that may open the age file besides your own.
-secrets_age_recipients = []
-# OPTIONAL. How to reach Vault or OpenBao; REQUIRED for the backend "vault". Keys: minipc/secrets/settings.py.
-secrets_vault = None
-
 # --- host: Debian itself -------------------------------------------------------------------------------------------
 # OPTIONAL. Host name; shows in prompts, logs and metrics.
 host_name = "minipc"

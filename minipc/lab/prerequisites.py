@@ -50,7 +50,7 @@ def ensure_prerequisites(*, install: bool) -> None:
             steps.insert(0, "run as root")
         raise MissingPrerequisiteError(
             f"the lab needs what this controller lacks: {'; '.join(named)}",
-            " and ".join(steps) or "use a controller with that support, or `--backend qemu`",
+            " and ".join(steps) or "use a controller with that support",
         )
 
 
