@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minipc import ssh
 from minipc.components import select
-from minipc.errors import CouldNotVerifyError
+from minipc.errors import CouldNotVerifyError, MinipcError
 from minipc.inventory import Environment, Target
 from minipc.paths import ROOT
 from minipc.timeline import CheckEnd, read
@@ -38,6 +38,16 @@ class Verification:
     def not_exercised(self) -> list[CheckEnd]:
         """The checks that could not be tried here."""
         return [check for check in self.checks if check.outcome == "not-exercised"]
+
+    def demand(self) -> Verification:
+        """Itself, when nothing failed.
+
+        Raises:
+            MinipcError: says how many checks failed; which ones, the events say.
+        """
+        if self.failed:
+            raise MinipcError(self.summary, "`minipc verify` shows each")
+        return self
 
     @property
     def summary(self) -> str:

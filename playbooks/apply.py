@@ -39,9 +39,9 @@ def apply(environment: Environment, names: Sequence[str], alias: str | None) -> 
         try:
             with run.phase(CONVERGE, " ".join(names) or "everything"):
                 converge(environment, files, log=run.log, events=run.events, limit=target.alias)
-            with run.phase("verify"):
-                verify(environment, target, chosen, events=run.events, log=run.log)
             run.versions |= versions(target)
+            with run.phase("verify") as detail:
+                detail(verify(environment, target, chosen, events=run.events, log=run.log).demand().summary)
         except PhaseFailedError as failed:
             run.note(f"what was printed: {run.log}")
             refused = isinstance(failed.__cause__, RefusedError)

@@ -70,10 +70,9 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
                 target = the_target("lab", machine.name)
                 facts = describe(target, options.backend)
             _converge_twice(run, machine)
-            with run.phase("verify", "from both sides") as detail:
-                seen = verify("lab", target, [], events=run.events, log=run.log)
-                detail(seen.summary)
             run.versions |= versions(target)
+            with run.phase("verify", "from both sides") as detail:
+                detail(verify("lab", target, [], events=run.events, log=run.log).demand().summary)
         except PhaseFailedError:
             run.note(f"what was printed: {run.log}")
         finally:
