@@ -118,7 +118,7 @@ def _build(image: Path, mirrors: Mirrors) -> None:
         done = subprocess.run(
             [
                 *("setpriv", "--pdeathsig", "KILL", "--"),
-                *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"),
+                *("unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc"),
                 *("mmdebstrap", *OPTIONS, f"--include={','.join(PACKAGES)}", f"--keyring={KEYRING}"),
                 *([f"--aptopt={apt_proxy_conf(mirrors).strip()}"] if mirrors.proxy else []),
                 f"--customize-hook=copy-in {sources} /etc/apt/sources.list.d",

@@ -1,4 +1,4 @@
-"""Mounting a machine's root inside the private mount namespace of its supervisor.
+"""Mounting a machine's root inside the mount namespace of its supervisor.
 
 overlay( writable layer on the machine's own ext4 image : cached packages : base image ). The read-only layers are
 id-mapped, so that the machine's root is not the controller's: user 0 in the machine is user `first_uid` outside.

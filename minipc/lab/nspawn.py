@@ -38,10 +38,14 @@ def make_disk(machine: Machine) -> None:
 
 
 def start(machine: Machine) -> ProcessId:
-    """Boot the machine from its disk, in the background. Returns the process whose death ends it."""
+    """Boot the machine from its disk, in the background. Returns the process whose death ends it.
+
+    Mounts propagate into its namespace and not out of it: the machine's are never seen on the controller, and what
+    the controller unmounts is not held by the machine.
+    """
     pid = spawn_detached(
         [
-            *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"),
+            *("unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc"),
             *(sys.executable, "-m", "minipc.lab.supervisor", str(machine.directory)),
         ],
         log=machine.console_log,

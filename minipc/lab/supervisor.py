@@ -1,6 +1,6 @@
 """The process that *is* a machine on the controller: `python -m minipc.lab.supervisor DIRECTORY`.
 
-`nspawn.start` starts it as the first process of a new pid namespace and in a private mount namespace. It mounts the
+`nspawn.start` starts it as the first process of a new pid namespace and in a mount namespace of its own. It mounts the
 machine's root there, gives it its identity once, and boots it again whenever it reboots. When it dies, for whatever
 reason, the kernel ends every process of the machine and drops every mount, loop device and interface with it.
 """

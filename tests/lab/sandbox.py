@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from minipc.lab import cgroups
+from minipc.lab.lifecycle import LOCK
+from minipc.lab.network import RUN_DIR
 from minipc.paths import ROOT, cache_dir
 
-PRIVATE_DIRECTORIES = ("/run/netns", "/run/minipc-lab")
+PRIVATE_DIRECTORIES = ("/run/netns", str(RUN_DIR))
 
 
 class Sandbox:
@@ -116,6 +118,7 @@ class Sandbox:
             inside.append(f"mount --bind {group} {hierarchy}")
         for directory in PRIVATE_DIRECTORIES:
             outside.append(f"mkdir -p {directory}")
+            inside.append(f"umount --recursive --lazy {directory} 2>/dev/null || true")
             inside.append(f"mount -t tmpfs tmpfs {directory}")
         inner = shlex.quote("; ".join([*inside, "echo ready", "exec sleep 3600"]))
         return "; ".join([*outside, f"exec unshare --net --mount --cgroup --propagation private sh -euc {inner}"])
@@ -136,7 +139,7 @@ def describe() -> dict[str, Any]:
             Path(f"/proc/sys/net/{name}").read_text().strip()
             for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
         ],
-        "lab": sorted(str(path) for path in Path("/run/minipc-lab").rglob("*")),
+        "lab": sorted(str(path) for path in RUN_DIR.rglob("*") if path != LOCK),
     }
 
 
