@@ -52,6 +52,12 @@ def host() -> None:
     )
 
     # configure
+    place(
+        name="configure the host name",
+        component="host",
+        entries=[File("hosts.j2", "/etc/hosts")],
+        values={"host": settings.host},
+    )
     server.hostname(name="set the host name", hostname=settings.host.name)
     server.timezone(name="set the time zone", timezone=settings.host.timezone)
     journal = place(
