@@ -203,6 +203,17 @@ def units(sh: Shell) -> Callable[[str], Mapping[str, str]]:
 
 
 @pytest.fixture(scope="session")
+def exposure(sh: Shell) -> Callable[[str], float]:
+    """How much of the machine a service could reach if it were taken over: 0 nothing, 10 all (systemd-analyze)."""
+
+    def measure(unit: str) -> float:
+        verdict = sh(f"systemd-analyze security --no-pager {unit} 2>/dev/null | grep 'Overall exposure'")
+        return float(verdict.split(": ")[1].split()[0])
+
+    return measure
+
+
+@pytest.fixture(scope="session")
 def listeners(sh: Shell) -> Iterable[tuple[str, int, str]]:
     """Address, port and program of every listening TCP socket."""
     found = []
@@ -226,14 +237,33 @@ def sql(sh: Shell, settings: Settings) -> Shell:
 
 
 @pytest.fixture(scope="session")
+def redis(script: Shell, settings: Settings) -> Callable[..., list[str]]:
+    """Sends commands to Redis, one in each line, as a user, and returns the answers; without a user as a stranger."""
+
+    def run(commands: Iterable[str], user: str | None = None, password: str | None = None) -> list[str]:
+        cli = f"redis-cli -h {settings.host.service_address} -p {settings.redis.port} --no-auth-warning"
+        if user:
+            cli = f"REDISCLI_AUTH={password} {cli} --user {user}"
+        lines = "\n".join(commands)
+        return script(f"{cli} <<'END'\n{lines}\nEND").splitlines()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def as_workload(redis: Callable[..., list[str]], secrets: Secrets) -> Callable[..., list[str]]:
+    """Sends commands to Redis as the service."""
+    return lambda *commands: redis(commands, "workload", secrets["redis.password.workload"].reveal())
+
+
+@pytest.fixture(scope="session")
 def api(sh: Shell, settings: Settings) -> Callable[..., Answer]:
     """Sends a request to the API on the machine itself, past the edge."""
 
     def request(path: str, *options: str, timeout_s: float = 10) -> Answer:
         url = f"http://127.0.0.1:{settings.workload.port}{path}"
         argv = [*CURL, "--max-time", str(timeout_s), *options, url]
-        done = sh(f"{shlex.join(argv)} 2>&1 || echo; echo exit $?")
-        text, _, _ = done.rpartition("\nexit ")
+        text = sh(f'out=$({shlex.join(argv)} 2>&1) && printf %s "$out" || printf \'no answer: %s\' "$out"')
         return parse_answer(text) if text.startswith("HTTP/") else Answer(0, {}, text)
 
     return request
@@ -262,7 +292,7 @@ class Edge:
     def to(self, address: str) -> list[str]:
         """curl's options that lead the public name to an address and verify the certificate."""
         host = f"[{address}]" if ":" in address else address
-        return [*(f"--resolve={self.domain}:{port}:{host}" for port in (80, 443)), *self.trust]
+        return ["--resolve", f"{self.domain}:80:{host}", "--resolve", f"{self.domain}:443:{host}", *self.trust]
 
 
 def internal_ca(sh: Shell, target: Target) -> str:

@@ -190,6 +190,10 @@ def test_a_slow_statement_is_logged_and_a_quick_one_is_not(sh, workload, setting
     assert quick not in logged
 
 
+def test_the_unit_has_only_what_it_needs(exposure):
+    assert exposure(UNIT) < 4
+
+
 def test_it_starts_at_boot_and_is_the_last_that_the_kernel_may_kill(units):
     unit = units(UNIT)
     assert unit["UnitFileState"] in ("enabled", "enabled-runtime")

@@ -23,28 +23,9 @@ DANGEROUS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def redis(script, settings):
-    """Sends commands, one in each line, as a user, and returns the answers; without a user as a stranger."""
-
-    def run(commands, user=None, password=None):
-        cli = f"redis-cli -h {settings.host.service_address} -p {settings.redis.port} --no-auth-warning"
-        if user:
-            cli = f"REDISCLI_AUTH={password} {cli} --user {user}"
-        lines = "\n".join(commands)
-        return script(f"{cli} <<'END'\n{lines}\nEND").splitlines()
-
-    return run
-
-
 def kinds(answers) -> list[str]:
     """The first word of each answer; redis-cli prints an empty line after an error."""
     return [answer.split()[0] for answer in answers if answer]
-
-
-@pytest.fixture(scope="session")
-def as_workload(redis, secrets):
-    return lambda *commands: redis(commands, "workload", secrets["redis.password.workload"].reveal())
 
 
 @pytest.fixture(scope="session")
@@ -122,9 +103,9 @@ def test_the_passwords_on_disk_are_redis_own(sh):
     assert sh("ls /etc/redis/*.acl /etc/redis/*.conf").split() == ["/etc/redis/redis.conf", "/etc/redis/users.acl"]
 
 
-def test_it_starts_at_boot(units):
-    assert units(UNIT)["UnitFileState"] == "enabled"
-    assert units(UNIT)["Restart"] == "always"
+def test_the_unit_starts_at_boot_and_has_only_what_it_needs(units, exposure):
+    assert (units(UNIT)["UnitFileState"], units(UNIT)["Restart"]) == ("enabled", "always")
+    assert exposure(UNIT) < 2.5
 
 
 def test_a_full_cache_evicts_and_goes_on_taking(disturb, as_workload, info, settings):

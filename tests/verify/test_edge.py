@@ -1,0 +1,245 @@
+"""Caddy: the public door, as a client on the public side sees it, and what it hands on and writes down."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets as random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.verify.conftest import eventually
+
+LOG = "/var/log/caddy/access.log"
+UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+SECURITY_HEADERS = {
+    "strict-transport-security": r"max-age=\d{8}",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "strict-origin",
+    "content-security-policy": "default-src 'self'",
+    "permissions-policy": "camera=",
+}
+# A request that the API refuses, but only the API.
+WRITE = ("/api/events", "--header", "Content-Type: application/json", "--data-binary", "{}")
+# The path of the metrics, as someone might write it who wants to get past a rule.
+METRICS = [
+    "/metrics",
+    "/metrics/",
+    "//metrics",
+    "/%6detrics",
+    "/%6D%65trics",
+    "/metrics?x=1",
+    "/METRICS",
+    "/./metrics",
+    "/api/../metrics",
+    "/api/%2e%2e/metrics",
+    "/metrics%2f",
+    "/metrics/x",
+    "/metrics%00",
+    "/metrics;x",
+    "/metrics%20",
+    "/api//../metrics",
+]
+
+
+@pytest.fixture(scope="session")
+def home(edge):
+    """One ordinary answer."""
+    found = eventually(lambda: (answer := edge.get("/api/livez")).code == 200 and answer, within_s=15)
+    assert found, f"the edge does not answer: {edge.get('/api/livez')}"
+    return found
+
+
+@pytest.fixture(scope="session")
+def logged(sh):
+    """The access log's entry for a request id."""
+
+    def find(request_id):
+        lines = eventually(lambda: sh(f"grep -F {request_id} {LOG} || true"), within_s=3)
+        assert lines, f"{request_id} is not in {LOG}"
+        return json.loads(lines.splitlines()[0])
+
+    return find
+
+
+def test_the_api_answers_with_a_valid_certificate(home, edge):
+    assert home.json() == {"status": "ok"}
+    assert "certificate" in edge.get("/api/livez", "--cacert", "/dev/null", "--capath", "/dev/null").body
+
+
+def test_the_api_answers_over_ipv6(home, edge):
+    for address in edge.side.addresses:
+        assert edge.get("/api/livez", address=address).code == 200, address
+
+
+def test_http_leads_to_https(edge):
+    found = edge.get("/api/livez?a=b", scheme="http")
+    assert found.code in (301, 308)
+    assert found.headers["location"] == f"https://{edge.domain}/api/livez?a=b"
+
+
+def test_http2_is_spoken(home, edge):
+    argv = ["curl", "--silent", "--noproxy", "*", *edge.to(edge.side.ipv4), "--output", "/dev/null"]
+    assert edge.side.run(*argv, "--write-out", "%{http_version}", f"https://{edge.domain}/api/livez").stdout == "2"
+
+
+def test_old_tls_is_refused(home, edge):
+    """Without the client's own limits, so that it is the server that refuses."""
+    lax = ["--ciphers", "DEFAULT@SECLEVEL=0", "--tlsv1.0", "--tls-max"]
+    assert edge.get("/api/livez", *lax, "1.2").code == 200
+    for version in ("1.0", "1.1"):
+        found = edge.get("/api/livez", *lax, version)
+        assert (found.code, "alert protocol version" in found.body) == (0, True), found
+
+
+def test_security_headers_are_on_every_answer(home, edge):
+    for answer in (home, edge.get("/api/nothing"), edge.get("/metrics")):
+        for name, pattern in SECURITY_HEADERS.items():
+            assert re.match(pattern, answer.headers.get(name, "")), f"{name} of {answer}"
+
+
+def test_the_server_does_not_say_what_it_is(home, edge):
+    for answer in (home, edge.get("/metrics"), edge.get("/", scheme="http")):
+        assert "server" not in answer.headers
+        assert "caddy" not in str(answer).lower()
+        assert "uvicorn" not in str(answer).lower()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_metrics_stay_inside(home, edge, method):
+    # HTTP/1.1 and a connection each: nothing between us and the server tidies the path up.
+    options = ["--http1.1", *(["--head"] if method == "HEAD" else ["--request", method])]
+    answers = {path: edge.get(path, *options) for path in METRICS}
+    assert {path: answer.code for path, answer in answers.items() if answer.code not in (400, 404, 405)} == {}
+    assert [path for path, answer in answers.items() if "http_request" in answer.body] == []
+
+
+def test_every_request_has_an_id_that_the_client_does_not_choose(edge, home, logged):
+    forged = f"forged-{random.token_hex(6)}"
+    ids = [
+        edge.get(path, "--header", f"X-Request-ID: {forged}").headers["x-request-id"]
+        for path in ("/api/livez", "/api/livez", "/metrics", "/api/nothing")
+    ]
+    assert all(re.fullmatch(UUID, each) for each in ids)
+    assert len({*ids, home.headers["x-request-id"]}) == 5
+    assert forged not in json.dumps(logged(ids[0])["resp_headers"])
+
+
+def test_the_access_log_tells_who_what_and_how_long(edge, home, logged, environment):
+    secret = random.token_hex(12)
+    headers = ["--header", f"Authorization: Bearer {secret}", "--header", f"Cookie: session={secret}"]
+    identifier = edge.get("/api/nothing?q=1", *headers).headers["x-request-id"]
+    entry = logged(identifier)
+    assert (entry["request"]["method"], entry["request"]["uri"]) == ("GET", "/api/nothing?q=1")
+    assert (entry["status"], entry["request"]["host"]) == (404, edge.domain)
+    assert 0 < entry["duration"] < 15
+    assert entry["ts"] > 1_700_000_000
+    assert secret not in json.dumps(entry)
+    client = edge.side.run("ip", "-o", "route", "get", edge.side.ipv4).stdout
+    if environment == "lab":
+        assert f"src {entry['request']['remote_ip']} " in client
+
+
+def test_the_access_log_is_private(sh):
+    assert sh("stat -c '%U %a' /var/log/caddy") == "caddy 750"
+
+
+def test_another_host_name_gets_nothing_of_the_service(home, edge):
+    for options in (["--http1.1"], ["--http2"]):
+        found = edge.get("/api/livez", *options, "--header", "Host: other.example")
+        assert (found.code, found.body) == (421, "")
+    assert edge.get("/api/livez", "--header", "Host: other.example", scheme="http").code == 404
+    # By address, without a name: no certificate is shown.
+    unnamed = edge.side.run("curl", "--silent", "--show-error", "--insecure", f"https://{edge.side.ipv4}/api/livez")
+    assert (unnamed.stdout, "alert" in unnamed.stderr) == ("", True)
+
+
+@pytest.mark.parametrize("how", [(), ("--header", "Transfer-Encoding: chunked", "--http1.1")], ids=["sized", "chunked"])
+def test_too_large_a_request_is_refused_and_harms_nobody_else(home, edge, tmp_path, how):
+    large = tmp_path / "large"
+    large.write_bytes(bytes(10_000_001))
+    options = ["--header", "Content-Type: application/json", "--data-binary", f"@{large}"]
+    assert edge.get("/api/events", *how, *options).code == 413
+    assert edge.get("/api/livez").code == 200
+    # One that it may send gets as far as the API.
+    assert edge.get(*WRITE).code == 422
+
+
+def test_a_client_that_hangs_up_shuts_the_door_for_nobody(home, edge):
+    request = f"POST /api/events HTTP/1.1\\r\\nHost: {edge.domain}\\r\\nContent-Length: 9000\\r\\n\\r\\nhalf"
+    hang_up = f"""
+import socket, ssl
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+for _ in range(3):
+    connection = socket.create_connection(("{edge.side.ipv4}", 443), 5)
+    with context.wrap_socket(connection, server_hostname="{edge.domain}") as client:
+        client.sendall(b"{request}")
+"""
+    done = edge.side.run("python3", "-c", hang_up)
+    assert done.returncode == 0, done.stderr
+    assert edge.get(*WRITE).code == 422
+
+
+def test_its_control_socket_is_its_own(sh, listeners, settings):
+    assert {port for _, port, program in listeners if program == "caddy"} == {80, 443}
+    assert sh("stat -c '%U %a %F' /run/caddy/admin.sock") == "caddy 700 socket"
+
+
+def test_what_runs_is_what_is_configured(sh):
+    running = "curl -s --unix-socket /run/caddy/admin.sock --header 'Host;' http://localhost/config/"
+    wanted = "caddy adapt --config /etc/caddy/Caddyfile --adapter caddyfile 2>/dev/null"
+    assert json.loads(sh(running)) == json.loads(sh(wanted))
+
+
+def test_the_unit_starts_at_boot_and_has_only_what_it_needs(units, exposure):
+    unit = units("caddy.service")
+    assert (unit["UnitFileState"], unit["Restart"], unit["User"]) == ("enabled", "always", "caddy")
+    assert exposure("caddy.service") < 2.5
+
+
+def test_a_write_goes_from_the_public_to_the_database(home, edge, sql):
+    body = {"kind": "verify.edge", "payload": {"mark": random.token_hex(8)}}
+    answer = edge.get("/api/events", "--header", "Content-Type: application/json", "--data", json.dumps(body))
+    try:
+        assert answer.code == 201, answer
+        row = json.loads(sql(f"SELECT row_to_json(e) FROM app_events e WHERE id = {answer.json()['id']}", "workload"))
+        assert (row["kind"], row["payload"]) == (body["kind"], body["payload"])
+        assert row["request_id"] == answer.headers["x-request-id"]
+    finally:
+        sql("DELETE FROM app_events WHERE kind = 'verify.edge'", "workload")
+
+
+def test_a_maintenance_page_stands_in_for_a_stopped_api(home, edge, disturb):
+    disturb("systemctl stop workload-api")
+    try:
+        with ThreadPoolExecutor() as pool:
+            answers = [pool.submit(edge.get, path, *options) for path, *options in (["/api/parking"], WRITE)]
+    finally:
+        disturb("systemctl start workload-api")
+    for answer in (each.result() for each in answers):
+        assert answer.code == 503
+        assert "Back soon" in answer.body
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.headers["cache-control"] == "no-store"
+        assert re.fullmatch(UUID, answer.headers["x-request-id"])
+        assert "server" not in answer.headers
+    assert eventually(lambda: edge.get("/api/livez").code == 200, within_s=15)
+    assert eventually(lambda: edge.get(*WRITE).code == 422, within_s=15), "still no writes"
+
+
+def test_screens_and_verdict_reach_the_public_while_the_database_is_down(home, edge, disturb):
+    assert eventually(lambda: edge.get("/api/parking").code == 200, within_s=75, every_s=1)
+    disturb("systemctl stop postgresql@17-main")
+    try:
+        write = eventually(lambda: (found := edge.get(*WRITE)).code == 503 and found, within_s=10)
+        screen, verdict = edge.get("/api/parking"), edge.get("/api/health")
+    finally:
+        disturb("systemctl start postgresql@17-main")
+    assert "Back soon" in write.body
+    assert (screen.code, bool(screen.json()["items"])) == (200, True)
+    assert (verdict.code, verdict.json()["db"]) == (503, "down")
+    assert eventually(lambda: edge.get(*WRITE).code == 422, within_s=30), "still no writes"
+    assert eventually(lambda: edge.get("/api/health").code == 200, within_s=30)

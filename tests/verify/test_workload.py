@@ -1,0 +1,307 @@
+"""The service: its three endpoints, its two screens, its three workers; what it does when something else is down."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets as random
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.verify.conftest import eventually, not_exercised
+
+WORKERS = ("ingest", "forecast", "push")
+UNITS = ("workload-api.service", *(f"workload-worker@{worker}.service" for worker in WORKERS))
+POSTGRES = "postgresql@17-main.service"
+SCREENS = ("/api/parking", "/api/outing")
+# What monitors may wait for each of the three.
+PATIENCE_S = 1
+JSON_BODY = ("--header", "Content-Type: application/json", "--data")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _is_here(settings):
+    if settings.workload.runtime != "stand-in":
+        not_exercised(f"the runtime {settings.workload.runtime} is not deployed by this version")
+
+
+@pytest.fixture(scope="session")
+def health(api):
+    """Asks for the verdict, as a monitor does."""
+    return lambda: api("/api/health", timeout_s=PATIENCE_S)
+
+
+@pytest.fixture(scope="session")
+def ready(api, health):
+    """The service once it is well: the screens have data, the verdict is good."""
+
+    def well():
+        return health().code == 200 and all(api(screen).code == 200 for screen in SCREENS)
+
+    assert eventually(well, within_s=90, every_s=0.5), f"not well: {health()}"
+
+
+@pytest.fixture(scope="session")
+def probes(api):
+    """Status codes of livez, readyz, health and the screens at the moment of the call."""
+
+    def ask():
+        three = {name: api(f"/api/{name}", timeout_s=PATIENCE_S).code for name in ("livez", "readyz", "health")}
+        return three | {screen: api(screen).code for screen in SCREENS}
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def metric(api):
+    """Value of a metric by its name and labels, as Prometheus would read it; 0 when it isn't there."""
+
+    def read(sample):
+        found = re.search(rf"^{re.escape(sample)} (\S+)$", api("/metrics").body, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def log_lines(sh):
+    """The service's last log lines that contain a text."""
+    tags = " ".join(f"-t workload-{name}" for name in ("api", "migrate", *WORKERS))
+
+    def find(text=""):
+        lines = sh(f"journalctl --sync; journalctl {tags} -o cat -n 500").splitlines()
+        return [json.loads(line) for line in lines if text in line]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def aged(api, as_workload, ready):
+    """Makes what the cache holds of each screen half an hour older, so that it is only good as a fallback."""
+
+    def age():
+        for screen in SCREENS:
+            api(screen)
+            key = f"workload:{screen.rpartition('/')[2]}"
+            entry = json.loads(as_workload(f"GET {key}")[0])
+            for part in (entry, *entry["items"]):
+                for name in {"generated_at", "observed_at"} & set(part):
+                    part[name] = (datetime.fromisoformat(part[name]) - timedelta(minutes=30)).isoformat()
+            assert as_workload(f"SET {key} {json.dumps(json.dumps(entry))} EX 600") == ["OK"]
+
+    return age
+
+
+@pytest.fixture(scope="session")
+def outage(aged, api, disturb, probes):
+    """What the service says while PostgreSQL is stopped, and once it is back."""
+    aged()
+    disturb(f"systemctl stop {POSTGRES}")
+    try:
+        seen = eventually(lambda: (found := probes())["health"] == 503 and found, within_s=15)
+        screens = {screen: api(screen) for screen in SCREENS}
+        write = api("/api/settings/verify", "--request", "PUT", *JSON_BODY, "{}")
+        verdict = api("/api/health")
+    finally:
+        disturb(f"systemctl start {POSTGRES}")
+    back = eventually(lambda: set((found := probes()).values()) == {200} and found, within_s=60)
+    fresh = eventually(lambda: all(api(screen).json()["status"] != "stale" for screen in SCREENS), within_s=15)
+    return {"seen": seen, "screens": screens, "write": write, "verdict": verdict, "back": back and fresh}
+
+
+@pytest.fixture(scope="session")
+def stall(api, disturb, probes, ready, settings, sql):
+    """The same while a worker is stopped and its last heartbeat is old."""
+    worker = "forecast"
+    disturb(f"systemctl stop workload-worker@{worker}")
+    try:
+        age = settings.workload.worker_stale_s + 60
+        sql(f"UPDATE worker_heartbeats SET beat_at = now() - interval '{age} s' WHERE worker = '{worker}'", "workload")
+        seen, verdict = probes(), api("/api/health").json()
+    finally:
+        disturb(f"systemctl start workload-worker@{worker}")
+    back = eventually(lambda: set((found := probes()).values()) == {200} and found, within_s=60)
+    return {"worker": worker, "seen": seen, "verdict": verdict, "back": back}
+
+
+def test_every_process_runs(units):
+    for unit in UNITS:
+        properties = units(unit)
+        assert (properties["ActiveState"], properties["UnitFileState"]) == ("active", "enabled"), unit
+        assert properties["Restart"] == "always"
+    assert units("workload-migrate.service")["Result"] == "success"
+
+
+def test_every_process_has_only_what_it_needs(exposure, units, sh):
+    for unit in UNITS:
+        assert exposure(unit) < 2, unit
+    pids = ",".join(units(unit)["MainPID"] for unit in UNITS)
+    assert set(sh(f"ps -o user= -p {pids}").split()) == {"workload"}
+
+
+def test_its_secrets_are_readable_by_root_only(sh):
+    assert sh("stat -c '%U %a' /etc/workload /etc/workload/env").splitlines() == ["root 700", "root 600"]
+
+
+def test_it_listens_on_loopback_only(listeners, settings):
+    ports = {settings.workload.port, *settings.workload.metrics_ports.values()}
+    assert {(address, port) for address, port, _ in listeners if port in ports} == {
+        ("127.0.0.1", port) for port in ports
+    }
+
+
+def test_the_three_endpoints_answer_within_their_time(ready, probes, health):
+    assert probes() == {"livez": 200, "readyz": 200, "health": 200} | dict.fromkeys(SCREENS, 200)
+    verdict = health().json()
+    assert set(verdict) == {"status", "db", "worker", "uptime_s"}
+    assert (verdict["status"], verdict["db"], verdict["worker"]) == ("ok", "ok", "ok")
+    assert verdict["uptime_s"] > 0
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_screen_says_how_old_its_data_is(ready, api, screen):
+    body = api(screen).json()
+    assert body["status"] in ("ok", "degraded")
+    assert body["freshness"]["class"] in ("fresh", "aging")
+    now = datetime.now(UTC)
+    for moment in (body["generated_at"], body["observed_at"]):
+        assert abs((now - datetime.fromisoformat(moment)).total_seconds()) < 3600
+    assert body["items"]
+    assert all(item["freshness"]["class"] for item in body["items"])
+
+
+def test_every_worker_has_succeeded_lately(ready, sql):
+    query = """SELECT worker FROM worker_heartbeats
+               WHERE last_success_at > now() - make_interval(secs => stale_threshold_s) ORDER BY worker"""
+    assert eventually(lambda: sql(query, "workload").split() == sorted(WORKERS), within_s=75, every_s=1)
+
+
+def test_the_cache_is_hit(ready, api, metric):
+    sample = 'cache_hits_total{screen="parking"}'
+    api("/api/parking")
+    before = metric(sample)
+    api("/api/parking")
+    assert metric(sample) == before + 1
+
+
+def test_writes_of_each_class_reach_the_database(ready, api, sql, log_lines):
+    """And carry their request's id: to the rows, to the log, and on to the worker that acts on them."""
+    user = f"verify-{random.token_hex(6)}"
+    identifier = f"verify-{random.token_hex(8)}"
+    wish = {"parking_alerts": False, "outing_alerts": True, "min_free_spaces": 4321}
+    subscription = {"user": user, "endpoint": f"https://push.invalid/{user}", "p256dh": "k", "auth": "a"}
+    event = {"user": user, "kind": "verify.workload", "payload": {"mark": identifier}}
+    request = ("--header", f"X-Request-ID: {identifier}")
+    try:
+        written = [
+            api(f"/api/settings/{user}", *request, "--request", "PUT", *JSON_BODY, json.dumps(wish)),
+            api("/api/push-subscriptions", *request, *JSON_BODY, json.dumps(subscription)),
+            api("/api/events", *request, *JSON_BODY, json.dumps(event)),
+        ]
+        assert [answer.code for answer in written] == [200, 201, 201]
+        query = f"""SELECT json_build_object(
+            'must recover', (SELECT min_free_spaces FROM notification_settings WHERE user_id = '{user}'),
+            'also', (SELECT endpoint FROM push_subscriptions WHERE user_id = '{user}'),
+            'evidence', (SELECT request_id FROM app_events WHERE payload->>'mark' = '{identifier}'),
+            'audit', (SELECT count(*) FROM audit_log WHERE request_id = '{identifier}'),
+            'outbox', (SELECT count(*) FROM outbox WHERE request_id = '{identifier}'))"""
+        assert json.loads(sql(query, "workload")) == {
+            "must recover": 4321,
+            "also": subscription["endpoint"],
+            "evidence": identifier,
+            "audit": 2,
+            "outbox": 1,
+        }
+        assert {line["service"] for line in log_lines(identifier)} >= {"api"}
+        delivered = eventually(lambda: [x for x in log_lines(identifier) if x["service"] == "push"], within_s=15)
+        assert delivered, "the push worker did not say anything with the id of the request"
+    finally:
+        sql(
+            f"""DELETE FROM notification_settings WHERE user_id = '{user}';
+                DELETE FROM push_subscriptions WHERE user_id = '{user}';
+                DELETE FROM app_events WHERE user_id = '{user}';
+                DELETE FROM audit_log WHERE user_id = '{user}'""",
+            "workload",
+        )
+
+
+def test_every_line_of_the_log_is_json_with_what_a_search_needs(ready, log_lines):
+    lines = log_lines()
+    assert {line["service"] for line in lines} >= {"api", "ingest", "forecast"}
+    for line in lines:
+        assert {"timestamp", "level", "service", "request_id", "message"} <= set(line), line
+        assert line["level"] in ("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL")
+        assert datetime.fromisoformat(line["timestamp"]).tzinfo
+
+
+def test_metrics_are_those_that_alerts_need(ready, api, sh, settings):
+    own = api("/metrics").body
+    for name in ("http_request_duration_seconds_bucket", "cache_hits_total", "cache_misses_total"):
+        assert f"\n{name}{{" in own, name
+    assert 'circuit_breaker_state{service="postgres"} 0.0' in own
+    ports = settings.workload.metrics_ports
+    workers = sh("; ".join(f"curl -s --max-time 5 http://127.0.0.1:{port}/metrics" for port in ports.values()))
+    for worker in ports:
+        last = re.search(rf'^job_last_success_timestamp_seconds{{job_name="{worker}"}} (\S+)$', workers, re.MULTILINE)
+        assert last, worker
+        assert float(last[1]) > 0, worker
+        assert f'job_duration_seconds_count{{job_name="{worker}"}}' in workers
+    assert "\noutbox_pending " in workers
+
+
+def test_without_the_database_it_says_so_and_lives_on(outage):
+    assert outage["seen"], "the verdict did not turn"
+    assert {name: outage["seen"][name] for name in ("livez", "readyz", "health")} == {
+        "livez": 200,
+        "readyz": 503,
+        "health": 503,
+    }
+    assert outage["verdict"].json()["db"] == "down"
+    assert outage["write"].code == 503
+    assert int(outage["write"].headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_without_the_database_a_screen_shows_what_it_had_and_how_old_that_is(outage, screen):
+    answer = outage["screens"][screen]
+    assert answer.code == 200
+    body = answer.json()
+    assert (body["status"], body["freshness"]["class"]) == ("stale", "stale")
+    assert 1800 <= body["freshness"]["age_s"] < 3600
+    assert body["items"]
+
+
+def test_it_recovers_when_the_database_is_back(outage):
+    assert outage["back"], "not back within a minute"
+
+
+def test_a_stalled_worker_shows_in_the_verdict_and_nowhere_else(stall):
+    assert stall["seen"] == {"livez": 200, "readyz": 200, "health": 503} | dict.fromkeys(SCREENS, 200)
+    assert stall["verdict"]["worker"] == f"stale: {stall['worker']}"
+    assert stall["verdict"]["db"] == "ok"
+
+
+def test_the_verdict_recovers_with_the_worker(stall):
+    assert stall["back"], "not back within a minute"
+
+
+def test_a_database_that_hangs_does_not_hang_the_service(disturb, probes, health, ready):
+    disturb(f"systemctl kill -s STOP {POSTGRES}")
+    try:
+        found, verdict = probes(), health().json()
+    finally:
+        disturb(f"systemctl kill -s CONT {POSTGRES}")
+    # Each within the second that a monitor waits: no answer would be 0.
+    assert {name: found[name] for name in ("livez", "readyz", "health")} == {"livez": 200, "readyz": 503, "health": 503}
+    assert verdict["db"] == "down"
+    assert eventually(lambda: set(probes().values()) == {200}, within_s=30)
+
+
+def test_without_the_cache_only_speed_is_lost(disturb, probes, ready):
+    disturb("systemctl stop redis-server")
+    try:
+        found = probes()
+    finally:
+        disturb("systemctl start redis-server")
+    assert set(found.values()) == {200}, found
