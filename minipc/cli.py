@@ -16,6 +16,7 @@ _LAZY = {
     "lab": "minipc.lab.cli:lab",
     "artifacts": "minipc.artifacts.cli:artifacts",
     "secrets": "minipc.secrets.cli:secrets",
+    "dns": "minipc.dns.cli:dns",
 }
 
 

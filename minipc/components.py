@@ -53,6 +53,7 @@ COMPONENTS: tuple[Component, ...] = (
     Component("redis", "Redis: the cache; nothing in it needs to survive", ("host",), data_class="cache"),
     Component("workload", "the service itself: API, workers, migrations", ("postgres", "redis")),
     Component("edge", "Caddy: the public door", ("host", "firewall")),
+    Component("dns", "the public name follows the machine's public address", ("host",)),
     Component("release", "what runs here: commit, versions, when", ("host",)),
 )
 
