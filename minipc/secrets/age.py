@@ -125,14 +125,20 @@ class AgeStore:
     def _encrypt(self, values: Mapping[str, Secret]) -> bytes:
         own = read_identities(self.key_path)[0].to_public()
         others = [_recipient(text) for text in self._recipients]
-        content = yaml.safe_dump(
-            {name: values[name].reveal() for name in sorted(values)}, allow_unicode=True, default_flow_style=False
-        )
-        sealed: bytes = pyrage.encrypt((_HEADER + content).encode(), [own, *others])
+        sealed = encrypt_values(values, [own, *others])
         # What can't be read back must not replace what can.
         if _parse(self._decrypt(sealed), self.location) != values:
             raise SecretError(f"a value does not survive being written to {self.path}", "store binary values as base64")
         return sealed
+
+
+def encrypt_values(values: Mapping[str, Secret], recipients: Sequence[pyrage.x25519.Recipient]) -> bytes:
+    """What the file of an AgeStore holds: these secrets, for everyone who may open them."""
+    content = yaml.safe_dump(
+        {name: values[name].reveal() for name in sorted(values)}, allow_unicode=True, default_flow_style=False
+    )
+    sealed: bytes = pyrage.encrypt((_HEADER + content).encode(), list(recipients))
+    return sealed
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -24,17 +24,26 @@ def read_identities(path: Path) -> list[pyrage.x25519.Identity]:
             f"the age key {path} is missing",
             "put the key there (a copy is in the break-glass bundle) or name it in $MINIPC_AGE_KEY_FILE",
         )
+    return parse_identities(read_private(path, "the age key"), str(path))
+
+
+def parse_identities(content: bytes, where: str) -> list[pyrage.x25519.Identity]:
+    """The identities in the content of a key file.
+
+    Raises:
+        SecretError: none is usable; names `where`, never what is there.
+    """
     identities = []
-    for number, line in enumerate(read_private(path, "the age key").decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
         identity = _parse(text)
         if identity is None:
-            raise SecretError(f"line {number} of {path} is not an age identity", f"allowed: comments and {_PREFIX}…")
+            raise SecretError(f"line {number} of {where} is not an age identity", f"allowed: comments and {_PREFIX}…")
         identities.append(identity)
     if not identities:
-        raise SecretError(f"{path} has no age identity", f"a line {_PREFIX}… is expected")
+        raise SecretError(f"{where} has no age identity", f"a line {_PREFIX}… is expected")
     return identities
 
 
@@ -44,10 +53,14 @@ def create_identity(path: Path) -> bool:
     Raises:
         SecretError: it can't be written.
     """
+    return create_private(path, new_identity())
+
+
+def new_identity() -> bytes:
+    """The content of a key file with a fresh identity."""
     identity = pyrage.x25519.Identity.generate()
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    text = f"# created: {made}\n# public key: {identity.to_public()}\n{identity}\n"
-    return create_private(path, text.encode())
+    return f"# created: {made}\n# public key: {identity.to_public()}\n{identity}\n".encode()
 
 
 def _parse(text: str) -> pyrage.x25519.Identity | None:
