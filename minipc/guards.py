@@ -19,6 +19,7 @@ from pyinfra import context, logger
 from minipc.config import Settings, parse
 from minipc.errors import MinipcError, RefusedError
 from minipc.facts.machine import IDENTITY_FILE, Admission, MachineAdmission
+from minipc.facts.memory import remember_facts
 from minipc.halt import stop
 from minipc.progress import record_operations, write_event
 from minipc.secrets import Secret, load
@@ -40,6 +41,7 @@ def config() -> Settings:
     host = context.host
     if host.name not in _settings:
         record_operations(context.state)
+        remember_facts(host)
         signal.signal(signal.SIGINT, _interrupted)
         signal.signal(signal.SIGTERM, _interrupted)
         try:

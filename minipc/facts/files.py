@@ -35,8 +35,8 @@ class FileStates(FactBase[dict[str, FileState]]):
     def command(self, paths: Sequence[str]) -> str:
         quoted = " ".join(shlex.quote(path) for path in paths)
         return (
-            f"stat --printf '%F\\t%a\\t%U\\t%G\\t%n\\n' -- {quoted} 2>/dev/null; echo {_SEPARATOR}; "
-            f"sha256sum -- {quoted} 2>/dev/null; true"
+            f"set -- {quoted}; stat --printf '%F\\t%a\\t%U\\t%G\\t%n\\n' -- \"$@\" 2>/dev/null; echo {_SEPARATOR}; "
+            'sha256sum -- "$@" 2>/dev/null; true'
         )
 
     @staticmethod

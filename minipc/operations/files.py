@@ -23,6 +23,7 @@ from pyinfra.api.operation import OperationMeta
 
 from minipc.errors import ConfigError
 from minipc.facts.files import FileContents, FileState, FileStates
+from minipc.facts.memory import announce, announced
 from minipc.halt import stop
 from minipc.paths import ROOT
 
@@ -110,6 +111,7 @@ def place(name: str, component: str, entries: Sequence[Entry], values: Mapping[s
         rendered = [render(component, entry, values or {}) for entry in entries]
     except ConfigError as error:
         stop(error)
+    announce(context.host, FileStates, [entry.path for entry in rendered])
     return Placed(entries_present(name=name, entries=rendered), digest(rendered))
 
 
@@ -152,7 +154,7 @@ def digest(entries: Iterable[Entry]) -> str:
 def entries_present(entries: Sequence[Entry]) -> Generator[StringCommand | FileUploadCommand, None, None]:
     """Compares all entries in one fact, then uploads and installs what differs, atomically, file by file."""
     host = context.host
-    states: dict[str, FileState] = host.get_fact(FileStates, paths=[entry.path for entry in entries])
+    states: dict[str, FileState] = host.get_fact(FileStates, paths=announced(host, FileStates))
     changed = [entry for entry in entries if not _is_as_wanted(entry, states.get(entry.path))]
     if not changed:
         return

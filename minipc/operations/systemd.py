@@ -14,7 +14,8 @@ from pyinfra import context
 from pyinfra.api import StringCommand, operation
 from pyinfra.api.operation import OperationMeta
 
-from minipc.facts.systemd import STAMPS, UnitState, stamp_path
+from minipc.facts.memory import announce, announced
+from minipc.facts.systemd import STAMPS, UnitStates, stamp_path
 from minipc.operations.files import Placed
 
 _STARTS_AT_BOOT = {"enabled", "enabled-runtime", "static", "generated", "alias", "indirect"}
@@ -36,6 +37,7 @@ def unit(
         restart_on: what `place` returned for the files that the unit reads only when it starts.
         reload_on: the same for files that it takes over on a reload, without dropping clients.
     """
+    announce(context.host, UnitStates, [unit])
     return unit_active(
         name=name, unit=unit, restart_digest=_digest(restart_on), reload_digest=_digest(reload_on), enabled=enabled
     )
@@ -50,8 +52,9 @@ def unit_active(
     unit: str, restart_digest: str, reload_digest: str, enabled: bool
 ) -> Generator[StringCommand, None, None]:
     """Enable, reload systemd when it asks for it, restart or reload, then write the stamp."""
-    state: dict[str, str] = context.host.get_fact(UnitState, unit=unit)
-    steps = steps_to(state, unit, restart_digest, reload_digest, enabled)
+    host = context.host
+    states: dict[str, dict[str, str]] = host.get_fact(UnitStates, units=announced(host, UnitStates))
+    steps = steps_to(states[unit], unit, restart_digest, reload_digest, enabled)
     if steps:
         yield StringCommand("sh", "-c", shlex.quote("\n".join(["set -eu", *steps])))
 
