@@ -1,14 +1,18 @@
 """Each machine in control groups of its own, in every hierarchy of the controller (v1 and v2).
 
 minipc-lab/NAME             limits
-minipc-lab/NAME/supervisor  our process
+minipc-lab/NAME/supervisor  our processes
 minipc-lab/NAME/boot        systemd-nspawn and the machine; new for each boot
+minipc-lab/.reaper-OWNER    see ownership.py
+
+So a machine and its reaper outlive the service or session that started them, and no process escapes `kill_and_remove`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -32,8 +36,8 @@ def hierarchies() -> list[Path]:
     return sorted(path for path in ROOT.iterdir() if (path / "cgroup.procs").exists() and not path.is_symlink())
 
 
-def create(name: str, memory_mb: int | None) -> None:
-    """Make a machine's groups and move the calling process into them.
+def create(name: str, memory_mb: int | None = None) -> list[Path]:
+    """Make groups for a machine or a reaper. Returns the files that a process enters them by.
 
     Args:
         memory_mb: limit in MiB; None for none.
@@ -41,6 +45,7 @@ def create(name: str, memory_mb: int | None) -> None:
     Raises MissingPrerequisiteError when a limit is asked for and the memory controller is not there.
     """
     limited = False
+    entrances = []
     for hierarchy in hierarchies():
         group = hierarchy / PARENT / name
         _make(group.parent)
@@ -52,9 +57,10 @@ def create(name: str, memory_mb: int | None) -> None:
             if memory_mb is not None and (group / limit).exists():
                 (group / limit).write_text(str(memory_mb * 1024**2))
                 limited = True
-        (group / "supervisor" / "cgroup.procs").write_text("0")
+        entrances.append(group / "supervisor" / "cgroup.procs")
     if memory_mb is not None and not limited:
         raise MissingPrerequisiteError("the controller has no memory control group", "run without a memory limit")
+    return entrances
 
 
 def enter_boot(name: str, owner: int) -> list[Path]:
@@ -89,10 +95,24 @@ def kill_and_remove(name: str, *, timeout: float = 10) -> None:
         _remove_if_empty(hierarchy / PARENT)
 
 
+def leave_and_remove(name: str) -> None:
+    """Move the calling process out of its own groups, to the top, and remove them."""
+    for hierarchy in hierarchies():
+        with contextlib.suppress(OSError):  # a controller in a container may have no group above
+            (hierarchy / "cgroup.procs").write_text("0")
+        _remove_tree(hierarchy / PARENT / name)
+        _remove_if_empty(hierarchy / PARENT)
+
+
 def names() -> list[str]:
-    """Machines that have a group, known to the lab or not."""
+    """Machines and reapers that have a group, known to the lab or not."""
     parents = [hierarchy / PARENT for hierarchy in hierarchies() if (hierarchy / PARENT).exists()]
     return sorted({group.name for parent in parents for group in parent.iterdir() if group.is_dir()})
+
+
+def enter_command(entrances: list[Path]) -> str:
+    """Shell code that moves the shell into groups."""
+    return "".join(f"echo 0 > {shlex.quote(str(entrance))}; " for entrance in entrances)
 
 
 def _make(group: Path) -> None:

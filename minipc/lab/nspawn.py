@@ -50,6 +50,7 @@ def start(machine: Machine) -> ProcessId:
         ],
         log=machine.console_log,
         pid_file=machine.directory / "process.pid",
+        prepare=cgroups.enter_command(cgroups.create(machine.name, machine.memory_mb)),
     )
     process = ProcessId.of(pid)
     if process is None:

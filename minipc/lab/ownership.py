@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 
+from minipc.lab import cgroups
 from minipc.lab.machine import ProcessId, lab_dir
 from minipc.lab.shell import spawn_detached
 from minipc.paths import state_dir
@@ -17,19 +17,25 @@ def ensure_reaper(owner: ProcessId) -> None:
     pid_file = reaper_pid_file(owner)
     if _running(pid_file) is None:
         argv = [sys.executable, "-m", "minipc.lab.reaper", str(owner.pid), str(owner.started)]
-        spawn_detached(argv, log=lab_dir() / "reaper.log", pid_file=pid_file)
+        enter = cgroups.enter_command(cgroups.create(_group(pid_file)))
+        spawn_detached(argv, log=lab_dir() / "reaper.log", pid_file=pid_file, prepare=enter)
 
 
 def dismiss_reapers(owners: set[ProcessId]) -> None:
     """End reapers whose owner is not among `owners`, except the calling one. Call it with the lab's lock held."""
     needed = {reaper_pid_file(owner).name for owner in owners}
     for pid_file in _directory().iterdir():
-        pid = _running(pid_file)
-        if pid_file.name in needed or pid == os.getpid():
+        if pid_file.name in needed or _running(pid_file) == os.getpid():
             continue
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
+        cgroups.kill_and_remove(_group(pid_file))
         pid_file.unlink(missing_ok=True)
+
+
+def retire(owner: ProcessId) -> None:
+    """The calling reaper has done its work: leave no group and no file behind."""
+    pid_file = reaper_pid_file(owner)
+    cgroups.leave_and_remove(_group(pid_file))
+    pid_file.unlink(missing_ok=True)
 
 
 def _running(pid_file: Path) -> int | None:
@@ -40,6 +46,10 @@ def _running(pid_file: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return pid if b"minipc.lab.reaper" in command else None
+
+
+def _group(pid_file: Path) -> str:
+    return f".reaper-{pid_file.name}"
 
 
 def _directory() -> Path:

@@ -12,13 +12,13 @@ import sys
 
 from minipc.lab.lifecycle import remove_owned_by
 from minipc.lab.machine import ProcessId
-from minipc.lab.ownership import reaper_pid_file
+from minipc.lab.ownership import retire
 
 
 def main(owner: ProcessId) -> None:
     wait_for_end(owner)
     remove_owned_by(owner)
-    reaper_pid_file(owner).unlink(missing_ok=True)
+    retire(owner)
 
 
 def wait_for_end(process: ProcessId) -> None:

@@ -54,13 +54,15 @@ def clean_environment() -> dict[str, str]:
     return {**passed_on, "PATH": path, "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT)}
 
 
-def spawn_detached(argv: Sequence[str], log: Path, pid_file: Path) -> int:
+def spawn_detached(argv: Sequence[str], *, log: Path, pid_file: Path, prepare: str = "") -> int:
     """Start a process in a session of its own, adopted by init. Returns its pid.
 
-    `pid_file` is written by the process that then becomes `argv`.
+    Args:
+        pid_file: written by the process that then becomes `argv`.
+        prepare: shell code it runs before.
     """
     pid_file.unlink(missing_ok=True)
-    become = f"echo $$ > {shlex.quote(str(pid_file))}.new; mv -T {shlex.quote(str(pid_file))}.new "
+    become = f"set -e; {prepare}echo $$ > {shlex.quote(str(pid_file))}.new; mv -T {shlex.quote(str(pid_file))}.new "
     become += f'{shlex.quote(str(pid_file))}; exec "$@"'
     with log.open("ab") as output:
         subprocess.run(

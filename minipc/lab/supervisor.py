@@ -8,7 +8,6 @@ reason, the kernel ends every process of the machine and drops every mount, loop
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 import threading
@@ -47,7 +46,6 @@ def main(directory: Path) -> int:
     subject = load(directory)
     if subject is None:
         raise MinipcError(f"no machine in {directory}")
-    cgroups.create(subject.name, subject.memory_mb)
     layer = debs.layer_of(subject.name)
     layers = [*([layer] if layer else []), Path(subject.image)]
     root = mount_root(directory, subject.disk, layers, nspawn.first_uid(subject))
@@ -60,9 +58,8 @@ def main(directory: Path) -> int:
 def boot(subject: Machine, root: Path) -> int:
     """One run of the machine, from power-on until it stops. Returns nspawn's exit code."""
     entrances = cgroups.enter_boot(subject.name, nspawn.first_uid(subject))
-    enter = "".join(f"echo 0 > {shlex.quote(str(entrance))}; " for entrance in entrances)
     process = subprocess.Popen(
-        ["sh", "-ec", f'{enter} exec "$@"', "sh", *nspawn.nspawn_command(subject, root)],
+        ["sh", "-ec", cgroups.enter_command(entrances) + 'exec "$@"', "sh", *nspawn.nspawn_command(subject, root)],
         stdin=subprocess.DEVNULL,
         env={
             **clean_environment(),
