@@ -1,0 +1,107 @@
+"""`python -m bench`: ratios, measured side by side in one run, with a dated record. Never a timed test."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from bench import ansible, blank, checks, noop
+from bench.machine import enrol, prepare
+from bench.results import Measurement
+from bench.rivals import write_rivals
+from minipc import lab, records
+from minipc.components import deploy_files
+from minipc.converge import converge
+from minipc.display import console_for, print_summary, watch
+from minipc.git import head
+from minipc.inventory import Target
+from minipc.run import PhaseFailedError, Run, controller
+from minipc.timeline import read
+from playbooks.rehearse import describe
+
+MACHINE = "bench"
+# In this order: the packages of the machine that the first two share become the warm cache of the third.
+MEASUREMENTS = ("noop", "verify", "blank")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("names", nargs=-1, type=click.Choice(MEASUREMENTS), metavar="[noop|verify|blank]…")
+@click.option("--rounds", type=click.IntRange(1, 50), default=5, show_default=True, help="Of noop and verify.")
+@click.option("--machines", type=click.IntRange(1, 20), default=3, show_default=True, help="Blank ones for each side.")
+def bench(names: Sequence[str], rounds: int, machines: int) -> None:
+    """Measures everything, or what is named. Exits 1 when a target is missed."""
+    run = Run("benchmark")
+    measured: list[Measurement] = []
+    target: Target | None = None
+    machine: records.Target | None = None
+    with watch(run.events), tempfile.TemporaryDirectory(prefix="minipc-bench-") as folder:
+        run.note(f"load average at the start {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs")
+        try:
+            target = _converged_machine(run)
+            machine = describe(target, "nspawn")
+            with run.phase("write playbook and script", "from what the deploys declare") as detail:
+                rivals = write_rivals(target.alias, Path(folder) / "rivals", dict(os.environ))
+                detail(f"{rivals.operations} operations, {rivals.tasks} tasks")
+            if not names or "noop" in names:
+                measured.append(noop.measure(run, target, rivals, rounds))
+            if not names or "verify" in names:
+                measured.append(checks.measure(run, target, rounds))
+            lab.down(MACHINE)
+            if not names or "blank" in names:
+                measured.append(blank.measure(run, rivals, machines))
+        except PhaseFailedError as failed:
+            run.note(f"{failed}; what was printed: {run.log}")
+        finally:
+            lab.down(MACHINE)
+    if target is None or machine is None:
+        sys.exit(f"there was no machine to measure; see {run.log}")
+    record = _record(run, machine, target, measured)
+    report_path, record_path = run.publish(record)
+    print_summary(record, report_path=report_path, record_path=record_path)
+    for each in measured:
+        each.print(console_for())
+    sys.exit(records.exit_code(record))
+
+
+def _converged_machine(run: Run) -> Target:
+    with run.phase("prepare", "programs, base image, secrets"):
+        prepare()
+    with run.phase("a converged machine"):
+        machine = lab.up(MACHINE)
+        target = enrol(machine)
+        converge("lab", deploy_files(), log=run.log, limit=machine.name)
+    return target
+
+
+def _record(run: Run, machine: records.Target, target: Target, measured: Sequence[Measurement]) -> records.Record:
+    ended = datetime.now(UTC)
+    commit = head()
+    return records.conclude(
+        records.Draft(
+            id=run.id,
+            kind="benchmark",
+            started=run.started,
+            ended=ended,
+            git=records.Git(commit="" if commit.commit == "unknown" else commit.commit, dirty=commit.dirty),
+            controller=controller(),
+            target=machine,
+            group="lab",
+            runtime=target.settings.workload.runtime,
+            phases=records.observe(read(run.events), ended=ended).phases,
+            exercised=records.Exercised(done=0, total=0),
+            rto_seconds=None,
+            rpo_seconds=None,
+            gates=[gate for each in measured for gate in each.gates],
+            versions={"ansible-core": ansible.VERSION},
+        )
+    )
+
+
+if __name__ == "__main__":
+    bench()

@@ -1,0 +1,139 @@
+"""From nothing to a machine that is verified: against a plain shell script that installs and places the same."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.machine import enrol, wait_for_answer
+from bench.results import Measurement, operations, shares_of
+from bench.rivals import Rivals
+from bench.script import MARK
+from bench.timing import Sample, alternate, ratio
+from minipc import lab
+from minipc.components import deploy_files
+from minipc.converge import converge
+from minipc.errors import MinipcError
+from minipc.inventory import the_target
+from minipc.records import Gate
+from minipc.run import Run
+from minipc.timeline import read
+from minipc.verification import verify
+
+TIMES_THE_SCRIPT = 1.3
+SCRIPT_TIMEOUT_S = 900
+UNPACK_AND_RUN = "mkdir -p /root/kit && tar -x -C /root/kit && cd /root/kit && sh install.sh"
+
+Stages = dict[str, float]
+
+
+def measure(run: Run, rivals: Rivals, rounds: int) -> Measurement:
+    """A new machine for each run."""
+    stages: dict[str, Stages] = {}
+
+    def in_phase(name: str, contestant: Callable[[Run, Rivals, Stages], None]) -> Callable[[int], Sample]:
+        def once(number: int) -> Sample:
+            taken = stages[name] = {}
+            before = _cpu_seconds()
+            with run.phase(f"blank, {name}: {number} of {rounds}") as detail:
+                contestant(run, rivals, taken)
+                detail(_words(taken))
+            return Sample(sum(taken.values()), _cpu_seconds() - before)
+
+        return once
+
+    began = time.time()
+    contestants = {"minipc": _ours, "shell script": _script}
+    ours, theirs = alternate({name: in_phase(name, each) for name, each in contestants.items()}, rounds)
+    last = operations(read(run.events), since=began)
+    gate = Gate.judge(
+        "blank to verified: times the script", budget=TIMES_THE_SCRIPT, seen=ratio(ours, theirs), unit="×"
+    )
+    remarks = [f"{name}, last run: {_words(taken)}" for name, taken in stages.items()]
+    remarks += [f"the script is spared: {what}" for what in rivals.left_out_of_script]
+    return Measurement(
+        "From nothing to a verified machine",
+        [ours, theirs],
+        [gate],
+        shares_of(last[-rivals.operations :]),
+        remarks,
+    )
+
+
+def _ours(run: Run, rivals: Rivals, taken: Stages) -> None:
+    with _stage(taken, "boot"):
+        machine = lab.up("bench-blank")
+    try:
+        with _stage(taken, "adopt"):
+            target = enrol(machine)
+        with _stage(taken, "converge"):
+            converge("lab", deploy_files(), log=run.log, events=run.events, limit=machine.name)
+        with _stage(taken, "verify"):
+            seen = verify("lab", target, [], events=run.events, log=run.log)
+        if seen.failed:
+            raise MinipcError(f"{len(seen.failed)} checks failed", f"read {run.log}")
+    finally:
+        lab.down(machine.name)
+
+
+def _script(run: Run, rivals: Rivals, taken: Stages) -> None:
+    with _stage(taken, "boot"):
+        machine = lab.up("bench-script")
+    try:
+        _install(machine, rivals.folder / "kit", run.log, taken)
+        with _stage(taken, "answers"):
+            wait_for_answer(the_target("lab", machine.name), machine.public_ipv4)
+    finally:
+        lab.down(machine.name)
+
+
+def _install(machine: lab.Machine, kit: Path, log: Path, taken: Stages) -> None:
+    """The whole script over one SSH session; its marks tell the stages apart."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for path in sorted(kit.iterdir()):
+            tar.add(path, path.name)
+    began, stage = time.monotonic(), "send"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            lab.ssh_command(machine, "sh", "-c", UNPACK_AND_RUN),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+        )
+        if process.stdin is None or process.stdout is None:
+            raise RuntimeError("no pipes to ssh")
+        process.stdin.write(packed.getvalue())
+        process.stdin.close()
+        for line in process.stdout:
+            output.write(line)
+            if line.startswith(MARK.encode()):
+                now = time.monotonic()
+                taken[stage] = now - began
+                began, stage = now, line.decode().removeprefix(MARK).strip()
+        code = process.wait(timeout=SCRIPT_TIMEOUT_S)
+    taken[stage] = time.monotonic() - began
+    if code:
+        raise MinipcError(f"the shell script ended with {code} during `{stage}`", f"read {log}")
+
+
+@contextmanager
+def _stage(taken: Stages, name: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    taken[name] = time.monotonic() - began
+
+
+def _words(taken: Stages) -> str:
+    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in taken.items())
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

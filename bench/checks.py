@@ -1,0 +1,63 @@
+"""`minipc verify` of all components: against the same checks over testinfra's `ssh://` backend as it comes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.results import Measurement
+from bench.timing import Sample, alternate, ratio, timed
+from minipc import ssh
+from minipc.components import select
+from minipc.inventory import Target
+from minipc.paths import ROOT
+from minipc.records import Gate
+from minipc.run import Run
+from minipc.variables import ENVIRONMENT_VARIABLE, HOST_VARIABLE
+
+FASTER_THAN_TESTINFRA = 5.0
+CONFIG_VARIABLE = "MINIPC_BENCH_SSH_CONFIG"
+
+
+def measure(run: Run, target: Target, rounds: int) -> Measurement:
+    """Runs all checks in turn."""
+    ours, theirs = alternate(
+        {
+            "minipc verify": lambda number: _ours(run, target, number, rounds),
+            "pytest, ssh:// as it comes": lambda number: _theirs(run, target, number, rounds),
+        },
+        rounds,
+    )
+    gate = Gate.judge(
+        "verify: testinfra takes", budget=FASTER_THAN_TESTINFRA, seen=ratio(theirs, ours), unit="×", bound="at-least"
+    )
+    return Measurement("All checks on a converged machine", [ours, theirs], [gate])
+
+
+def _ours(run: Run, target: Target, number: int, rounds: int) -> Sample:
+    program = str(Path(sys.executable).parent / "minipc")
+    argv = [program, "verify", "--inventory", "lab", "--host", target.alias]
+    return _in_phase(run, f"verify, minipc: {number} of {rounds}", lambda: timed(argv, run.log))
+
+
+def _theirs(run: Run, target: Target, number: int, rounds: int) -> Sample:
+    config = run.directory / "plain_ssh_config"
+    config.write_text(without_sharing(ssh.write_config([(target.alias, target.data)]).read_text(encoding="utf-8")))
+    files = [str(ROOT / component.verify) for component in select([])]
+    argv = [sys.executable, "-m", "pytest", "-p", "bench.plain_ssh", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    argv += [f"--hosts=ssh://{target.alias}", f"--ssh-config={config}", *files]
+    variables = {CONFIG_VARIABLE: str(config), ENVIRONMENT_VARIABLE: "lab", HOST_VARIABLE: target.alias}
+    return _in_phase(run, f"verify, testinfra: {number} of {rounds}", lambda: timed(argv, run.log, variables))
+
+
+def _in_phase(run: Run, name: str, contestant: Callable[[], Sample]) -> Sample:
+    with run.phase(name) as detail:
+        sample = contestant()
+        detail(f"{sample.seconds:.2f} s, {sample.cpu_seconds:.2f} s CPU")
+    return sample
+
+
+def without_sharing(config: str) -> str:
+    """The ssh_config without the lines that let connections be shared."""
+    return "".join(line for line in config.splitlines(keepends=True) if not line.strip().startswith("Control"))

@@ -1,0 +1,78 @@
+"""What a measurement found, and how it is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.timing import Series
+from minipc.records import Gate
+from minipc.timeline import Event, OperationEnd
+from minipc.wording import duration
+
+SLOWEST = 8
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of the time, in seconds."""
+
+    what: str
+    seconds: float
+
+
+@dataclass
+class Measurement:
+    """One comparison.
+
+    Attributes:
+        series: each contestant's runs.
+        gates: the targets.
+        shares: where our own time goes.
+        remarks: what a reader must know to believe the figures.
+    """
+
+    title: str
+    series: Sequence[Series]
+    gates: Sequence[Gate]
+    shares: Sequence[Share] = ()
+    remarks: list[str] = field(default_factory=list)
+
+    def print(self, console: Console) -> None:
+        """A table of the contestants, where the time goes, and remarks."""
+        console.print(f"\n[bold]{self.title}[/bold]")
+        table = Table(box=None, pad_edge=False)
+        table.add_column("")
+        for column in ("median", "fastest to slowest", "CPU here", "runs"):
+            table.add_column(column, justify="right")
+        for each in self.series:
+            table.add_row(
+                each.name, f"{each.seconds:.2f} s", each.spread, f"{each.cpu_seconds:.2f} s", str(len(each.samples))
+            )
+        console.print(table)
+        if self.shares:
+            console.print("where our time goes:")
+        for share in self.shares:
+            console.print(f"  {duration(share.seconds):>8}  {share.what}", markup=False)
+        for remark in self.remarks:
+            console.print(f"  note: {remark}", markup=False)
+
+
+def operations(events: Iterable[Event], since: float) -> list[OperationEnd]:
+    """The operations that ended after that moment, epoch seconds."""
+    return [event for event in events if isinstance(event, OperationEnd) and event.t >= since]
+
+
+def shares_of(ended: Sequence[OperationEnd]) -> list[Share]:
+    """Time by component, longest first, then the slowest single operations."""
+    components = dict.fromkeys(each.component for each in ended)
+    by_component = []
+    for component in components:
+        own = [each.seconds for each in ended if each.component == component]
+        by_component.append(Share(f"{component} ({len(own)} operations)", sum(own)))
+    slowest = sorted(ended, key=lambda each: -each.seconds)[:SLOWEST]
+    single = [Share(f"  of it, {each.component}: {each.name}", each.seconds) for each in slowest]
+    return sorted(by_component, key=lambda share: -share.seconds) + single

@@ -1,0 +1,122 @@
+"""The same resources as a plain shell script: what a person writes who installs this machine once, in a hurry.
+
+Two archives of files, one apt call, accounts, units started in order. No checks, no second run, no diff.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bench.declared import Operation, packages
+from bench.playbook import pack
+from minipc.operations import Absent
+from minipc.operations.files import Entry
+from minipc.operations.postgres import scram_verifier
+
+MARK = "@@ "
+"""Starts a line that names the phase which begins."""
+
+# Handled out of turn, all at once.
+_GATHERED = {"apt.packages", "apt.update", "files.entries_present", "server.group", "server.user"}
+# A tarball of files doesn't need to know what runs here.
+_NOT_NEEDED = {"release.release_recorded"}
+
+
+def early_entries(operations: Sequence[Operation]) -> list[Entry]:
+    """What has to be there before packages are installed: placed by a component before its first package."""
+    early: list[Entry] = []
+    to_install = {each.component for each in operations if each.kind == "apt.packages"}
+    for each in operations:
+        if each.kind == "apt.packages":
+            to_install.discard(each.component)
+        elif each.kind == "files.entries_present" and each.component in to_install:
+            early += each.arguments["entries"]
+    return early
+
+
+def late_entries(operations: Sequence[Operation]) -> list[Entry]:
+    """All other files: their owners come with the packages."""
+    early = {entry.path for entry in early_entries(operations)}
+    entries: Iterable[Entry] = (
+        entry for each in operations if each.kind == "files.entries_present" for entry in each.arguments["entries"]
+    )
+    return [entry for entry in entries if entry.path not in early]
+
+
+def archives(operations: Sequence[Operation]) -> dict[str, bytes]:
+    """The two archives that the script unpacks."""
+    return {"early.tar": pack(early_entries(operations)), "late.tar": pack(late_entries(operations))}
+
+
+def script(operations: Sequence[Operation]) -> str:
+    """The script; run as root in the folder with the archives."""
+    lines = ["#!/bin/sh", "set -eu", f"phase() {{ echo '{MARK}'\"$1\"; }}"]
+    lines += ["phase packages", "tar -xpf early.tar -C /"]
+    lines += ["export DEBIAN_FRONTEND=noninteractive MINIPC_HOLD_STARTS=1"]
+    options = "-qq -y -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
+    lines += [f"apt-get install {options} {' '.join(packages(operations))}"]
+    lines += ["phase files", *_accounts(operations), "tar -xpf late.tar -C /"]
+    lines += [f"rm -f {shlex.quote(entry.path)}" for entry in late_entries(operations) if isinstance(entry, Absent)]
+    units = [each.arguments["unit"] for each in operations if each.kind == "systemd.unit_active"]
+    lines += ["phase services", "systemctl daemon-reload", f"systemctl enable --quiet {' '.join(units)} 2>/dev/null"]
+    for each in operations:
+        lines += _in_turn(each)
+    return "\n".join(lines) + "\n"
+
+
+def left_out(operations: Sequence[Operation]) -> list[str]:
+    """Operations that have no counterpart in the script; it has less to do."""
+    return [f"{each.label} ({each.kind})" for each in operations if _unknown(each)]
+
+
+def _unknown(operation: Operation) -> bool:
+    return operation.kind not in _GATHERED | _NOT_NEEDED and not _in_turn(operation)
+
+
+def _accounts(operations: Sequence[Operation]) -> list[str]:
+    lines = []
+    for each in operations:
+        given = each.arguments
+        if each.kind == "server.group":
+            lines.append(f"groupadd {given['group']}")
+        elif each.kind == "server.user":
+            options = [f"--{key} {given[key]}" for key in ("home", "shell") if given.get(key)]
+            options += [f"--gid {given['group']}"] if given.get("group") else []
+            options += ["--create-home"] if given.get("create_home") else ["--no-create-home"]
+            options += ["--system"] if given.get("system") else []
+            lines.append(f"useradd {' '.join(options)} {given['user']}")
+    return lines
+
+
+def _in_turn(operation: Operation) -> list[str]:
+    """The lines of an operation that keeps its place in the order; none when there is no counterpart."""
+    given = operation.arguments
+    match operation.kind:
+        case "server.hostname":
+            return [f"hostnamectl hostname {given['hostname']}"]
+        case "server.timezone":
+            return [f"ln -sfn /usr/share/zoneinfo/{given['timezone']} /etc/localtime"]
+        case "postgres.cluster_created":
+            return [f"pg_createcluster {given['version']} {given['cluster']}"]
+        case "postgres.access_present":
+            command = f"runuser -u postgres -- psql -Xq -v ON_ERROR_STOP=1 -p {given['port']} -d postgres"
+            return [f"{command} <<'SQL'", *_statements(given), "SQL"]
+        case "systemd.unit_active":
+            verb = "restart" if given["unit"] != "ssh.service" else "reload"
+            return [f"systemctl {verb} {given['unit']}"]
+        case _:
+            return []
+
+
+def _statements(given: dict[str, Any]) -> list[str]:
+    lines = []
+    for role in given["roles"]:
+        verifier = scram_verifier(given["passwords"][role.name].reveal())
+        lines.append(f"CREATE ROLE \"{role.name}\" LOGIN PASSWORD '{verifier}';")
+        lines += [f'GRANT "{name}" TO "{role.name}";' for name in role.memberships]
+    for database in given["databases"]:
+        lines.append(f'CREATE DATABASE "{database.name}" OWNER "{database.owner}";')
+        lines.append(f'REVOKE ALL ON DATABASE "{database.name}" FROM PUBLIC;')
+    return lines + [f'CREATE EXTENSION IF NOT EXISTS "{name}";' for name in given["extensions"]]

@@ -1,0 +1,163 @@
+"""The benchmark's arithmetic, and that its contestants get the same list of resources."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+
+import pytest
+
+from bench.ansible import changed_tasks
+from bench.checks import without_sharing
+from bench.declared import Operation
+from bench.noop import changed_operations
+from bench.playbook import TREE_FILES, pack, playbook
+from bench.script import archives, left_out, script
+from bench.timing import Sample, Series, alternate, ratio, timed
+from minipc.config.schema import PostgresDatabase, PostgresRole
+from minipc.errors import MinipcError
+from minipc.operations import Absent, Content, Directory
+from minipc.secrets import Secret
+
+
+def series(*walls: float) -> Series:
+    return Series("x", [Sample(wall, wall / 2) for wall in walls])
+
+
+def operation(kind: str, component: str = "demo", **arguments) -> Operation:
+    return Operation(component, f"do {kind}", kind, arguments)
+
+
+def unpack(packed: bytes) -> list[tarfile.TarInfo]:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        return tar.getmembers()
+
+
+CODE = [Content(b"code", f"/opt/demo/{number}.py") for number in range(TREE_FILES)]
+OPERATIONS = [
+    operation("files.entries_present", entries=[Content(b"early", "/etc/apt/apt.conf.d/90x")]),
+    operation("apt.packages", packages=["b", "a"]),
+    operation("apt.packages", component="other", packages=["a", "c"]),
+    operation("server.user", user="demo", home="/opt/demo", system=True),
+    operation(
+        "files.entries_present",
+        entries=[
+            Directory("/etc/demo", owner="demo", mode="2750"),
+            Content(b"secret {{ x }}", "/etc/demo/conf", owner="demo", group="root", mode="640"),
+            Absent("/etc/demo/old"),
+        ],
+    ),
+    operation("files.entries_present", component="code", entries=[Directory("/opt/demo"), *CODE]),
+    operation("systemd.unit_active", unit="demo.service", enabled=True),
+    operation("systemd.unit_active", unit="rests.service", enabled=True),
+    operation(
+        "postgres.access_present",
+        port=5432,
+        roles=[PostgresRole(name="demo", memberships=["pg_monitor"])],
+        databases=[PostgresDatabase(name="demo", owner="demo")],
+        passwords={"demo": Secret("postgres.password.demo", "hunter2-hunter2")},
+        extensions=["pg_stat_statements"],
+    ),
+    operation("magic.unheard_of"),
+]
+
+
+def test_the_ratio_is_taken_round_by_round():
+    """Whatever slowed down the second round slowed down both."""
+    assert ratio(series(10, 90, 12), series(1, 10, 1)) == 10
+
+
+def test_a_series_is_summed_up_by_its_median():
+    assert (series(1, 9, 2).seconds, series(1, 9, 2).cpu_seconds) == (2, 1)
+    assert series(1, 9, 2).spread == "1.00 to 9.00 s"
+
+
+def test_contestants_take_turns():
+    taken = []
+
+    def contestant(name):
+        return lambda number: (taken.append(f"{name}{number}"), Sample(1, 1))[1]
+
+    found = alternate({"a": contestant("a"), "b": contestant("b")}, rounds=2)
+    assert taken == ["a1", "b1", "a2", "b2"]
+    assert [(each.name, len(each.samples)) for each in found] == [("a", 2), ("b", 2)]
+
+
+def test_a_program_is_timed_with_its_children(tmp_path):
+    sample = timed(["sh", "-c", "sh -c 'i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done'"], tmp_path / "log")
+    assert sample.cpu_seconds > 0
+    assert sample.seconds > 0
+
+
+def test_a_program_that_fails_is_no_sample(tmp_path):
+    with pytest.raises(MinipcError, match=r"ended with 3\n  \| so it goes"):
+        timed(["sh", "-c", "echo so it goes; exit 3"], tmp_path / "log")
+
+
+@pytest.mark.parametrize(("said", "changed"), [("-         -", 0), ("3         -", 3)])
+def test_what_pyinfra_changed_is_read_from_its_table(said, changed):
+    table = f"    Operation     Hosts   Success   Error   No Change\n    Grand total   44      {said}       44\n"
+    assert changed_operations(table) == changed
+
+
+def test_what_ansible_changed_is_read_from_its_recap():
+    assert changed_tasks("m : ok=51   changed=12   unreachable=0    failed=0") == 12
+
+
+@pytest.mark.parametrize("read", [changed_operations, changed_tasks])
+def test_a_run_without_results_is_no_noop(read):
+    with pytest.raises(MinipcError):
+        read("killed")
+
+
+def test_connections_are_not_shared_by_the_plain_configuration():
+    config = "Host m\n    Port 22\n    ControlMaster auto\n    ControlPath /x\n    ControlPersist 60\n    User root\n"
+    assert without_sharing(config) == "Host m\n    Port 22\n    User root\n"
+
+
+def test_the_playbook_has_a_task_for_everything_but_what_it_does_not_know():
+    book = playbook(OPERATIONS, resting={"rests.service"})
+    modules = [key.removeprefix("ansible.builtin.") for task in book.tasks for key in task if key.startswith("ansible")]
+    copies = ["file", "copy", "file", "file", "unarchive"]
+    assert modules == ["copy", "apt", "apt", "user", *copies, "systemd_service", "systemd_service", "command"]
+    assert book.left_out == ["demo: do magic.unheard_of (magic.unheard_of)"]
+    assert book.resources == len(book.tasks) + 2  # the loop over role, database and extension
+    units = [task["ansible.builtin.systemd_service"] for task in book.tasks if task["name"].endswith("unit_active")]
+    assert units == [
+        {"name": "demo.service", "enabled": True, "state": "started"},
+        {"name": "rests.service", "enabled": True},
+    ]
+
+
+def test_the_playbook_copies_the_same_content_with_the_same_owner_and_mode():
+    book = playbook(OPERATIONS)
+    items = [item for task in book.tasks if "ansible.builtin.copy" in task for item in task["loop"]]
+    conf = next(item for item in items if item["path"] == "/etc/demo/conf")
+    assert (conf["owner"], conf["group"], conf["mode"]) == ("demo", "root", "0640")
+    assert book.files[conf["src"]] == b"secret {{ x }}"
+    assert "hunter2" not in str(book.play())
+
+
+def test_the_script_is_a_shell_script_in_the_right_order():
+    text = script(OPERATIONS)
+    subprocess.run(["sh", "-n"], input=text, text=True, check=True, timeout=10)
+    steps = ["early.tar", "apt-get install", "useradd", "late.tar", "rm -f /etc/demo/old", "systemctl restart demo"]
+    assert [text.count(step) for step in steps] == [1] * len(steps)
+    assert sorted(steps, key=text.index) == steps
+    assert text.split("confold ")[1].splitlines()[0] == "b a c"
+    assert "hunter2" not in text
+    assert left_out(OPERATIONS) == ["demo: do magic.unheard_of (magic.unheard_of)"]
+
+
+def test_the_script_unpacks_before_packages_only_what_they_need():
+    found = {name: [member.name for member in unpack(data)] for name, data in archives(OPERATIONS).items()}
+    assert found["early.tar"] == ["etc/apt/apt.conf.d/90x"]
+    assert found["late.tar"] == ["etc/demo", "etc/demo/conf", "opt/demo", *(file.path[1:] for file in CODE)]
+
+
+def test_an_archive_keeps_owner_and_mode():
+    packed = pack([Directory("/etc/demo", owner="demo", mode="2750"), *CODE], below="/")
+    folder, file = unpack(packed)[:2]
+    assert (folder.isdir(), folder.uname, folder.gname, folder.mode) == (True, "demo", "demo", 0o2750)
+    assert (file.isreg(), file.uname, file.mode, file.size) == (True, "root", 0o644, 4)
