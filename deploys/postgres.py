@@ -41,7 +41,12 @@ def postgres() -> None:
             File("pg_hba.conf.j2", f"{ETC}/pg_hba.conf", owner="postgres", mode="640"),
             File("override.conf", f"/etc/systemd/system/postgresql@{VERSION}-main.service.d/minipc.conf"),
         ],
-        values={"postgres": settings.postgres, "host": settings.host, "memory": memory},
+        values={
+            "postgres": settings.postgres,
+            "backups": settings.backups,
+            "host": settings.host,
+            "memory": memory,
+        },
     )
 
     # activate

@@ -13,8 +13,11 @@ PACKAGES = [
     "chrony",
     "nftables",
     "openssh-server",
+    "pgbackrest",
     "postgresql-17",
     "redis-server",
+    "restic",
+    "restic-rest-server",
     "systemd",
 ]
 

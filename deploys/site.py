@@ -6,13 +6,17 @@ One line each, not a loop: pyinfra orders operations by the line they are called
 minipc/components.py (tests/unit/test_deploys.py holds them together).
 """
 
-from pyinfra import local
+from pyinfra import host, local
 
 local.include("deploys/host.py")
 local.include("deploys/firewall.py")
-local.include("deploys/postgres.py")
-local.include("deploys/redis.py")
-local.include("deploys/workload.py")
-local.include("deploys/edge.py")
-local.include("deploys/dns.py")
+if "offsite" in host.groups:
+    local.include("deploys/offsite.py")
+else:
+    local.include("deploys/postgres.py")
+    local.include("deploys/backups.py")
+    local.include("deploys/redis.py")
+    local.include("deploys/workload.py")
+    local.include("deploys/edge.py")
+    local.include("deploys/dns.py")
 local.include("deploys/release.py")

@@ -71,6 +71,100 @@ postgres_max_connections = 100
 # OPTIONAL. Statements slower than this are logged, milliseconds.
 postgres_slow_statement_ms = 500
 
+# --- offsite: the second machine, where the backups are ------------------------------------------------------------
+# OPTIONAL. Address or name where the mini PC reaches the off-site machine; None: the one in the inventory.
+offsite_address = None
+# OPTIONAL. TCP port of its SFTP server for pgBackRest (an SSH server of its own, apart from the operator's).
+offsite_sftp_port = 2222
+# OPTIONAL. TCP port of its restic server (TLS).
+offsite_rest_port = 8000
+# OPTIONAL. When copies are taken that the mini PC's own credentials can't reach (systemd OnCalendar). Four a day: a
+# thief of the credentials destroys at most six hours.
+offsite_copies_calendar = "00/6:15"
+# OPTIONAL. Days those copies are kept. 30: drills try each repository within two weeks, so damage is noticed in time.
+offsite_copies_days = 30
+
+# --- backups: what brings the data back ----------------------------------------------------------------------------
+# OPTIONAL. The off-site machine's name in the inventory; None: backups stay on the mini PC and every report says so.
+backups_offsite = None
+# OPTIONAL. A WAL segment is archived at the latest after this many seconds: the bound of the RPO on a quiet machine.
+backups_archive_timeout_s = 300
+# OPTIONAL. Days to which the local repository can go back; a full backup is kept until a younger one is that old.
+backups_repo1_days = 14
+# OPTIONAL. The same off-site.
+backups_repo2_days = 30
+# OPTIONAL. Processes that compress and send. 2 leaves the service room on four cores.
+backups_processes = 2
+# OPTIONAL. When the full backup is taken (systemd OnCalendar, host_timezone).
+backups_full_calendar = "Sun 02:30"
+# OPTIONAL. When a differential backup is taken.
+backups_diff_calendar = "Mon..Sat 02:30"
+# OPTIONAL. When configuration and state are sent to restic.
+backups_files_calendar = "03:30"
+# OPTIONAL. When a restore is tried for real.
+backups_drill_calendar = "Sun 05:00"
+# OPTIONAL. Each of these starts up to so many seconds late, so that machines don't all start at once.
+backups_random_delay_s = 900
+# OPTIONAL. Loopback port of the drill's scratch cluster.
+backups_drill_port = 5433
+# OPTIONAL. Disk space that must stay free beside the drill's scratch cluster (1.3 × the database), MB.
+backups_drill_margin_mb = 1024
+# OPTIONAL. What a restored database must answer: one number, compared with `expect`.
+backups_drill_queries = [
+    {
+        "name": "the schema is at a known version",
+        "database": "workload",
+        "sql": "SELECT count(*) FROM schema_version",
+        "expect": "== 1",
+    },
+    {
+        "name": "each push subscription belongs to somebody",
+        "database": "workload",
+        "sql": "SELECT count(*) FROM push_subscriptions WHERE user_id IS NULL OR user_id = ''",
+        "expect": "== 0",
+    },
+    {
+        "name": "each backtest has its forecast",
+        "database": "workload",
+        "sql": "SELECT count(*) FROM backtests b LEFT JOIN forecasts f ON f.id = b.forecast_id WHERE f.id IS NULL",
+        "expect": "== 0",
+    },
+]
+# OPTIONAL. Which table carries which promise, in the order in which a rebuild verifies them; `timestamp` is the column
+# that tells how recent its rows are.
+backups_data_classes = [
+    {
+        "name": "must recover",
+        "database": "workload",
+        "tables": [
+            {"name": "notification_settings", "timestamp": "updated_at"},
+            {"name": "push_subscriptions", "timestamp": "created_at"},
+        ],
+    },
+    {"name": "outbox", "database": "workload", "tables": [{"name": "outbox", "timestamp": "created_at"}]},
+    {
+        "name": "evidence",
+        "database": "workload",
+        "tables": [
+            {"name": "app_events", "timestamp": "occurred_at"},
+            {"name": "audit_log", "timestamp": "occurred_at"},
+            {"name": "forecasts", "timestamp": "made_at"},
+            {"name": "backtests", "timestamp": "scored_at"},
+        ],
+    },
+    {
+        "name": "rebuildable",
+        "database": "workload",
+        "tables": [
+            {"name": "parking_lots", "timestamp": None},
+            {"name": "parking_observations", "timestamp": "observed_at"},
+            {"name": "districts", "timestamp": None},
+            {"name": "weather_observations", "timestamp": "observed_at"},
+        ],
+    },
+    {"name": "operational", "database": "workload", "tables": [{"name": "worker_heartbeats", "timestamp": "beat_at"}]},
+]
+
 # --- redis: the cache ----------------------------------------------------------------------------------------------
 # OPTIONAL. TCP port.
 redis_port = 6379

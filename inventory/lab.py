@@ -1,8 +1,10 @@
-"""The disposable machines that are up. `minipc lab up` makes one; this list follows."""
+"""The disposable machines that are up. `minipc lab up` makes one; these lists follow. `offsite-NAME` keeps the backups
+of `NAME`, and of any machine whose name begins with `NAME-`."""
 
 from minipc.guards import refuse_empty_match
-from minipc.lab.inventory import lab_hosts
+from minipc.lab.inventory import is_offsite, lab_hosts
 
 lab = lab_hosts()
+offsite = [name for name, _ in lab if is_offsite(name)]
 
 refuse_empty_match(lab, "lab")

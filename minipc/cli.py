@@ -68,8 +68,8 @@ def plan(names: tuple[str, ...], environment: Any, alias: str | None) -> None:
     from minipc.converge import plan as look
     from minipc.inventory import the_target
 
-    files = deploy_files(names)
     target = the_target(environment, alias)
+    files = deploy_files(names, target.role)
     pending, diff = look(environment, files, limit=target.alias)
     if diff:
         click.echo(diff)

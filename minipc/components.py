@@ -7,13 +7,15 @@ A component's name is the same word everywhere: `deploys/NAME.py`, `templates/NA
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from minipc.errors import ConfigError
 from minipc.paths import ROOT
 
+Role = Literal["mini", "offsite"]
+BOTH: tuple[Role, ...] = ("mini", "offsite")
 DataClass = Literal["must recover", "evidence", "rebuildable", "cache", "none"]
 
 
@@ -27,6 +29,8 @@ class Component:
         needs: components that must be converged before it.
         data_class: the strongest promise made for data that lives in it.
         artifacts: names of upstream files (see `artifacts.lock`) it can't do without.
+        roles: the machines it belongs on: the mini PC, the off-site machine.
+        backup_paths: what of it goes into the backup of configuration and state; absolute paths on the mini PC.
     """
 
     name: str
@@ -34,6 +38,8 @@ class Component:
     needs: tuple[str, ...] = ()
     data_class: DataClass = "none"
     artifacts: tuple[str, ...] = ()
+    roles: tuple[Role, ...] = ("mini",)
+    backup_paths: tuple[str, ...] = ()
 
     @property
     def deploy(self) -> str:
@@ -47,24 +53,31 @@ class Component:
 
 
 COMPONENTS: tuple[Component, ...] = (
-    Component("host", "Debian itself: packages, time, journal, sysctls, sshd, operator account"),
-    Component("firewall", "nftables: what may come in, and from which side", needs=("host",)),
+    Component(
+        "host",
+        "Debian itself: packages, time, journal, sysctls, sshd, operator account",
+        roles=BOTH,
+        backup_paths=("/etc/minipc",),
+    ),
+    Component("firewall", "nftables: what may come in, and from which side", needs=("host",), roles=BOTH),
+    Component("offsite", "the backups' home on another machine", needs=("host", "firewall"), roles=("offsite",)),
     Component("postgres", "PostgreSQL 17: everything that must not be lost", ("host",), data_class="must recover"),
+    Component("backups", "pgBackRest and restic, and the drill that proves them", needs=("postgres",)),
     Component("redis", "Redis: the cache; nothing in it needs to survive", ("host",), data_class="cache"),
     Component("workload", "the service itself: API, workers, migrations", ("postgres", "redis")),
-    Component("edge", "Caddy: the public door", ("host", "firewall")),
+    Component("edge", "Caddy: the public door", ("host", "firewall"), backup_paths=("/var/lib/caddy",)),
     Component("dns", "the public name follows the machine's public address", ("host",)),
-    Component("release", "what runs here: commit, versions, when", ("host",)),
+    Component("release", "what runs here: commit, versions, when", ("host",), roles=BOTH),
 )
 
 BY_NAME = {component.name: component for component in COMPONENTS}
 
 
-def select(names: Iterable[str]) -> list[Component]:
-    """The named components in converge order; all of them when no name is given.
+def select(names: Iterable[str], role: Role = "mini") -> list[Component]:
+    """The named components in converge order; all of the machine's when no name is given.
 
     Raises:
-        ConfigError: a name is not a component; suggests the nearest one.
+        ConfigError: a name is not a component, or not one of that machine; suggests the nearest one.
     """
     wanted = list(names)
     for name in wanted:
@@ -72,15 +85,24 @@ def select(names: Iterable[str]) -> list[Component]:
             near = difflib.get_close_matches(name, BY_NAME, n=1)
             suggestion = f"did you mean `{near[0]}`?" if near else "`minipc components` lists them"
             raise ConfigError(f"unknown component `{name}`; known: {', '.join(BY_NAME)}", suggestion)
-    return [component for component in COMPONENTS if not wanted or component.name in wanted]
+        if role not in BY_NAME[name].roles:
+            there = ", ".join(component.name for component in COMPONENTS if role in component.roles)
+            raise ConfigError(f"`{name}` does not belong on this machine ({role}); there: {there}", "name another host")
+    here = [component for component in COMPONENTS if role in component.roles]
+    return [component for component in here if not wanted or component.name in wanted]
 
 
-def deploy_files(names: Iterable[str] = ()) -> list[str]:
+def backup_paths() -> Sequence[tuple[str, str]]:
+    """Component and path of everything that goes into the backup of configuration and state."""
+    return [(component.name, path) for component in COMPONENTS for path in component.backup_paths]
+
+
+def deploy_files(names: Iterable[str] = (), role: Role = "mini") -> list[str]:
     """Absolute paths of the deploy files to run: `site.py` when no component is named, else those named and `release`.
 
     Raises:
         ConfigError: as in `select`.
     """
     wanted = list(names)
-    chosen = [component.deploy for component in select([*wanted, "release"])] if wanted else ["deploys/site.py"]
+    chosen = [component.deploy for component in select([*wanted, "release"], role)] if wanted else ["deploys/site.py"]
     return [str(ROOT / path) for path in chosen]

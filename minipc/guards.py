@@ -18,6 +18,7 @@ from pyinfra import context, logger
 
 from minipc.config import Settings, parse
 from minipc.errors import MinipcError, RefusedError
+from minipc.facts.backups import BackupsState
 from minipc.facts.machine import IDENTITY_FILE, Admission, MachineAdmission
 from minipc.facts.memory import remember_facts
 from minipc.halt import stop
@@ -73,6 +74,19 @@ def not_exercised(what: str, why: str, component: str) -> None:
     """Says loudly that a part is left out; every report counts it."""
     logger.warning("NOT EXERCISED: %s: %s", what, why)
     write_event(NotExercised(what=what, why=why, component=component))
+
+
+def refuse_another_database() -> None:
+    """Refuses a machine whose database is not the one that its backups were made of."""
+    host = context.host
+    found = host.get_fact(BackupsState)
+    if found.live and found.stanza and found.live != found.stanza:
+        _refuse(
+            f"{host.name}: the running database (system identifier {found.live}) is not the one that was backed up "
+            f"({found.stanza})",
+            "restore the backup (docs/howto/restore-drill.md, by hand); if the new database is really meant, remove "
+            "/var/lib/minipc/backups/stanza.json and the stanzas. Nothing was changed",
+        )
 
 
 def admit(name: str, pinned: str | None, found: Admission) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from minipc.components import Role
 from minipc.config import Settings, load
+from minipc.config.load import group_data
 from minipc.errors import ConfigError
 from minipc.paths import ROOT
 from minipc.pins import Pin, known_hosts_file, read_pins
@@ -54,13 +56,25 @@ def target(
     return alias, entry | data
 
 
+def offsite_machine(alias: str, address: str, *, environment: Environment = "production", **data: Any) -> HostEntry:
+    """The off-site machine, an entry as `target` makes it: its own host name, and open ports of its own."""
+    values = group_data(environment)
+    ports = [values["offsite_sftp_port"], values["offsite_rest_port"]]
+    return target(alias, address, **{"host_name": alias, "firewall_public_tcp": ports} | data)
+
+
 @dataclass(frozen=True)
 class Target:
-    """A machine of the inventory with its settings."""
+    """A machine of the inventory with its settings.
+
+    Attributes:
+        role: "mini" for the mini PC, "offsite" for the machine that keeps its backups.
+    """
 
     alias: str
     data: dict[str, Any]
     settings: Settings
+    role: Role = "mini"
 
 
 def inventory_file(environment: Environment) -> Path:
@@ -69,14 +83,15 @@ def inventory_file(environment: Environment) -> Path:
 
 
 def targets(environment: Environment) -> list[Target]:
-    """The machines of an inventory file, each with its checked settings.
+    """The machines of an inventory file, each with its checked settings; those in its list `offsite` have that role.
 
     Raises:
         ConfigError: the file can't be read, or a setting is wrong.
     """
     path = inventory_file(environment)
     try:
-        hosts: list[HostEntry] = runpy.run_path(str(path))[environment]
+        lists = runpy.run_path(str(path))
+        hosts: list[HostEntry] = lists[environment]
     except KeyError:
         raise ConfigError(f"{path} defines no list `{environment}`", "restore the list") from None
     except OSError as error:
@@ -84,20 +99,20 @@ def targets(environment: Environment) -> list[Target]:
     found = []
     for alias, data in hosts:
         overrides = {key: value for key, value in data.items() if not key.startswith(("ssh_", "_"))}
-        found.append(Target(alias, data, load(environment, **overrides)))
+        role: Role = "offsite" if alias in lists.get("offsite", []) else "mini"
+        found.append(Target(alias, data, load(environment, **overrides), role))
     return found
 
 
 def the_target(environment: Environment, alias: str | None = None) -> Target:
-    """The named machine, or the only one there is.
+    """The named machine, or the only mini PC there is.
 
     Raises:
         ConfigError: no machine, no such machine, or several and none named.
     """
     found = targets(environment)
     names = ", ".join(each.alias for each in found) or "none"
-    if alias:
-        found = [each for each in found if each.alias == alias]
+    found = [each for each in found if (each.alias == alias if alias else each.role == "mini")]
     if len(found) == 1:
         return found[0]
     where = f"inventory/{environment}.py"
@@ -105,3 +120,22 @@ def the_target(environment: Environment, alias: str | None = None) -> Target:
         step = "`minipc lab up` makes one" if environment == "lab" else f"correct the name or add it to {where}"
         raise ConfigError(f"{where} has no machine{f' {alias!r}' if alias else ''}; there are: {names}", step)
     raise ConfigError(f"{where} has several machines: {names}", "name one with --host")
+
+
+def offsite_target(environment: Environment, mini: Target) -> Target | None:
+    """The off-site machine that keeps a mini PC's backups; None when its inventory names none.
+
+    Raises:
+        ConfigError: `backups_offsite` names a machine that the inventory hasn't.
+    """
+    alias = mini.settings.backups.offsite
+    if alias is None:
+        return None
+    found = [each for each in targets(environment) if each.alias == alias and each.role == "offsite"]
+    if not found:
+        raise ConfigError(
+            f"backups_offsite of {mini.alias} is {alias!r}, which is not in the list `offsite` of "
+            f"inventory/{environment}.py",
+            "add the machine there, or set backups_offsite to None",
+        )
+    return found[0]

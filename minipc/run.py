@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from minipc import records
-from minipc.components import Component, select
+from minipc.components import Component, Role, select
 from minipc.errors import CouldNotVerifyError, MinipcError
 from minipc.git import head, pin_head
 from minipc.paths import ROOT
@@ -103,17 +103,19 @@ class Run:
         converge_phase: str,
         overrides: list[records.Override],
         components: Sequence[str] = (),
+        role: Role = "mini",
     ) -> records.Record:
         """The record of the run, with the verdict that its parts add up to.
 
         Args:
             converge_phase: whose operations the rows of the components count.
-            components: which of them took part; all of them when none is named.
+            components: which of them took part; all of the machine's when none is named.
+            role: of the machine.
         """
         ended = datetime.now(UTC)
         seen = records.observe(read(self.events), ended=ended)
         converged = [operation for operation in seen.operations if operation.phase == converge_phase]
-        rows = [_component(each, converged, seen) for each in select(components)]
+        rows = [_component(each, converged, seen) for each in select(components, role)]
         exercised = _exercised(seen)
         commit = head()
         return records.conclude(

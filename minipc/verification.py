@@ -71,7 +71,7 @@ def verify(
         ConfigError: an unknown component.
         CouldNotVerifyError: the machine can't be reached, or pytest itself broke.
     """
-    files = [str(ROOT / component.verify) for component in select(components)]
+    files = [str(ROOT / component.verify) for component in select(components, target.role)]
     config = ssh.write_config([(target.alias, target.data)])
     before = len(_checks(events))
     # Opened here, so that an unreachable machine is one clear error instead of one for each check.

@@ -28,9 +28,9 @@ def apply(environment: Environment, names: Sequence[str], alias: str | None) -> 
         ConfigError: the configuration or a name is wrong; nothing was changed.
         RefusedError: it isn't the machine that the inventory means; nothing was changed.
     """
-    chosen = [component.name for component in select(names)]
-    files = deploy_files(names)
     target = the_target(environment, alias)
+    chosen = [component.name for component in select(names, target.role)]
+    files = deploy_files(names, target.role)
     # Unreachable or not ours: an error message, not a record.
     facts = describe(target, "hardware" if environment == "production" else "nspawn")
     run = Run("converge")
@@ -52,6 +52,7 @@ def apply(environment: Environment, names: Sequence[str], alias: str | None) -> 
         converge_phase=CONVERGE,
         overrides=[],
         components=chosen,
+        role=target.role,
     )
     report_path, record_path = run.publish(record)
     print_summary(record, report_path=report_path, record_path=record_path)

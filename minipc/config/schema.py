@@ -13,9 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from minipc.config.types import (
     Address,
+    Calendar,
     Cidr,
     Days,
     Domain,
+    Host,
     Interface,
     Megabytes,
     Percent,
@@ -121,6 +123,59 @@ class WorkloadSettings(Strict):
     sentry: bool
 
 
+class OffsiteSettings(Strict):
+    """The off-site machine."""
+
+    address: Host | None
+    sftp_port: Port
+    rest_port: Port
+    copies_calendar: Calendar
+    copies_days: Annotated[int, Field(ge=7, le=3650)]
+
+
+class DrillQuery(Strict):
+    """A question to a restored database, and the answer that proves it useful."""
+
+    name: Annotated[str, Field(min_length=1)]
+    database: SqlName
+    sql: Annotated[str, Field(min_length=1)]
+    expect: Annotated[str, Field(pattern=r"^(==|!=|>=|<=|>|<) -?\d+$")]
+
+
+class DataTable(Strict):
+    """A table, and the column that tells how recent it is."""
+
+    name: SqlName
+    timestamp: SqlName | None
+
+
+class DataClass(Strict):
+    """A promise, and the tables it is made for."""
+
+    name: Literal["must recover", "outbox", "evidence", "rebuildable", "operational"]
+    database: SqlName
+    tables: Annotated[list[DataTable], Field(min_length=1)]
+
+
+class BackupsSettings(Strict):
+    """Backups and the drill that proves them."""
+
+    offsite: str | None
+    archive_timeout_s: Annotated[int, Field(ge=10, le=3600)]
+    repo1_days: Annotated[int, Field(ge=7, le=3650)]
+    repo2_days: Annotated[int, Field(ge=7, le=3650)]
+    processes: Annotated[int, Field(ge=1, le=64)]
+    full_calendar: Calendar
+    diff_calendar: Calendar
+    files_calendar: Calendar
+    drill_calendar: Calendar
+    random_delay_s: Annotated[int, Field(ge=0, le=86400)]
+    drill_port: Port
+    drill_margin_mb: Megabytes
+    drill_queries: list[DrillQuery]
+    data_classes: list[DataClass]
+
+
 class EdgeSettings(Strict):
     """The public door."""
 
@@ -187,6 +242,8 @@ class Settings(Strict):
     host: HostSettings
     firewall: FirewallSettings
     postgres: PostgresSettings
+    offsite: OffsiteSettings
+    backups: BackupsSettings
     redis: RedisSettings
     workload: WorkloadSettings
     edge: EdgeSettings

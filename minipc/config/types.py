@@ -48,6 +48,13 @@ def _address(value: str) -> str:
         raise ValueError(f"not an IP address; allowed: IPv4 or IPv6 such as '10.88.0.1'{nearest}") from None
 
 
+def _host(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        return _domain(value)
+
+
 def _pattern(pattern: re.Pattern[str], what: str, example: str) -> AfterValidator:
     def check(value: str) -> str:
         if not pattern.match(value):
@@ -82,6 +89,21 @@ def _url(value: str) -> str:
 Domain = Annotated[str, AfterValidator(_domain)]
 Cidr = Annotated[str, AfterValidator(_cidr)]
 Address = Annotated[str, AfterValidator(_address)]
+# What systemd.time(7) understands and we use: an optional day, an optional date, a time.
+_CALENDAR = re.compile(
+    r"^((Mon|Tue|Wed|Thu|Fri|Sat|Sun)([.,]+(Mon|Tue|Wed|Thu|Fri|Sat|Sun))* )?([\d*,/-]+-[\d*,/-]+-?[\d*,/-]* )?"
+    r"[\d*,/.]+:[\d*,/]+(:[\d*,/]+)?$"
+)
+
+
+def _calendar(value: str) -> str:
+    if not _CALENDAR.match(value):
+        raise ValueError("not a calendar expression of systemd; allowed: such as 'Sun 02:30', '03:30' or '00/6:15'")
+    return value
+
+
+Calendar = Annotated[str, AfterValidator(_calendar)]
+Host = Annotated[str, AfterValidator(_host)]
 Url = Annotated[str, AfterValidator(_url)]
 SshPublicKey = Annotated[str, AfterValidator(_ssh_public_key)]
 UserName = Annotated[str, _pattern(_USER, "a user name", "operator")]

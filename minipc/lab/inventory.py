@@ -6,13 +6,15 @@ import os
 from typing import Any
 
 from minipc.config.load import group_data
-from minipc.inventory import HostEntry, target
+from minipc.inventory import HostEntry, offsite_machine, target
 from minipc.lab.machine import Machine, load_all
 from minipc.lab.ssh import client_key, client_public_key
 from minipc.paths import state_dir
 from minipc.pins import Pin, read_pins, write_pin
 from minipc.records import Override
 from minipc.variables import REHEARSE_AS_VARIABLE
+
+OFFSITE = "offsite-"
 
 # What a disposable machine can't do without; everything else is production's when it stands for production.
 NEEDED_IN_LAB = {
@@ -48,8 +50,29 @@ def entry(machine: Machine, **data: Any) -> HostEntry:
     adopted = read_pins(pins_file()).get(machine.name)
     same = adopted and adopted.host_key == machine.host_key
     pin = Pin(host_key=machine.host_key, identity=adopted.identity if adopted and same else None)
-    keys = {"host_operator_keys": [client_public_key()]}
-    return target(machine.name, machine.ssh_host, user="root", key=client_key(), pin=pin, **data | keys)
+    data |= {"host_operator_keys": [client_public_key()]}
+    if is_offsite(machine.name):
+        # Reached where the public is, as an off-site machine would be.
+        data |= {"offsite_address": machine.public_ipv4}
+        return offsite_machine(
+            machine.name, machine.ssh_host, environment="lab", user="root", key=client_key(), pin=pin, **data
+        )
+    data |= {"backups_offsite": _offsite_of(machine.name)}
+    return target(machine.name, machine.ssh_host, user="root", key=client_key(), pin=pin, **data)
+
+
+def is_offsite(name: str) -> bool:
+    """Whether a lab machine is an off-site one: its name says so."""
+    return name.startswith(OFFSITE)
+
+
+def _offsite_of(name: str) -> str | None:
+    """The off-site machine of a mini PC: `offsite-NAME` also serves `NAME-2`."""
+    for machine in load_all():
+        served = machine.name.removeprefix(OFFSITE)
+        if is_offsite(machine.name) and (name == served or name.startswith(f"{served}-")):
+            return machine.name
+    return None
 
 
 def stand_in_data(group: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from minipc.config import Settings
 
-Generator = Literal["alphanumeric", "wireguard"]
+Generator = Literal["alphanumeric", "wireguard", "ssh-key"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,19 @@ def redis_password(user: str) -> str:
 SENTRY_DSN = "sentry.dsn"
 DNS_TOKEN = "dns.cloudflare_token"
 
+SFTP_KEY = "backups.sftp_key"
+REST_PASSWORD = "offsite.rest_password"  # noqa: S105 - its name
+GENERATION = (SFTP_KEY, REST_PASSWORD)
+"""What the mini PC proves itself with to the off-site machine: new for each machine, which locks the old one out."""
+SFTP_HOST_KEY = "offsite.sftp_host_key"
+TLS_KEY = "offsite.tls_key"
+RESTIC_PASSWORD = "backups.restic_password"  # noqa: S105 - its name
+
+
+def repository_cipher(repo: int) -> str:
+    """Name of the secret that pgBackRest's repository is encrypted with."""
+    return f"backups.cipher.repo{repo}"
+
 
 def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
     """The secrets of a component.
@@ -62,6 +75,21 @@ def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
             return [
                 Entry(redis_password(user), component, f"password of the Redis user {user}", "alphanumeric")
                 for user in names
+            ]
+        case "offsite":
+            return [
+                Entry(SFTP_HOST_KEY, component, "how the off-site SFTP server proves itself", "ssh-key"),
+                Entry(TLS_KEY, component, "how the off-site restic server proves itself", "ssh-key"),
+                Entry(REST_PASSWORD, component, "the mini PC's password for the restic server", "alphanumeric"),
+            ]
+        case "backups":
+            return [
+                Entry(SFTP_KEY, component, "the mini PC's key for the off-site SFTP server", "ssh-key"),
+                Entry(RESTIC_PASSWORD, component, "passphrase of the restic repository", "alphanumeric"),
+                *(
+                    Entry(repository_cipher(repo), component, f"passphrase of pgBackRest's repo{repo}", "alphanumeric")
+                    for repo in (1, 2)
+                ),
             ]
         case "workload":
             return [Entry(SENTRY_DSN, component, "where the service reports its errors", None, optional=True)]
@@ -84,6 +112,8 @@ def whole(settings: Settings) -> list[Entry]:
     dns = [replace(entry, optional=settings.dns.provider != "cloudflare") for entry in needed("dns")]
     return [
         *needed("postgres", [role.name for role in settings.postgres.roles]),
+        *needed("offsite"),
+        *needed("backups"),
         *needed("redis", [user.name for user in settings.redis.users]),
         *sentry,
         *dns,

@@ -8,6 +8,7 @@ import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from minipc.errors import SecretError
 from minipc.secrets.backends import LAB, open_store
 from minipc.secrets.catalogue import Entry, Generator, for_environment
 from minipc.secrets.settings import SecretsSettings
@@ -55,6 +56,22 @@ def fill(store: SecretStore, entries: Iterable[Entry]) -> Filled:
     return Filled(list(values), list(present), [entry for entry in missing if not entry.generate])
 
 
+def renew(environment: str, names: Iterable[str], settings: SecretsSettings | None = None) -> None:
+    """Replaces the named secrets by new values: what the old ones opened stays shut to them after the next converge.
+
+    Args:
+        names: of the catalogue, each one that can be generated; `catalogue.GENERATION` for a new machine.
+
+    Raises:
+        SecretError: a name can't be generated, or nothing can be written.
+    """
+    wanted = set(names)
+    known = {entry.name: entry.generate for entry in for_environment(environment) if entry.generate}
+    if unknown := sorted(wanted - set(known)):
+        raise SecretError(f"can't be generated: {', '.join(unknown)}", "minipc secrets set NAME stores one of yours")
+    open_store(environment, settings).set_many({name: new_value(known[name]) for name in wanted})
+
+
 def new_value(generator: Generator) -> str:
     """A fresh random value."""
     match generator:
@@ -62,11 +79,23 @@ def new_value(generator: Generator) -> str:
             return alphanumeric()
         case "wireguard":
             return wireguard_private_key()
+        case "ssh-key":
+            return ssh_private_key()
 
 
 def alphanumeric(length: int = PASSWORD_LENGTH) -> str:
     """Random letters and digits."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def ssh_private_key() -> str:
+    """An ed25519 key in OpenSSH's format, without passphrase; `minipc.keys` derives the rest from it."""
+    # Imported here: most runs make no key, and the library costs them a tenth of a second.
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key = Ed25519PrivateKey.generate()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
 
 
 def wireguard_private_key() -> str:

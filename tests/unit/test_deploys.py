@@ -16,6 +16,11 @@ from minipc.paths import ROOT
 def test_site_includes_every_component_in_order():
     included = re.findall(r'local\.include\("(.+)"\)', (ROOT / "deploys/site.py").read_text())
     assert included == [component.deploy for component in COMPONENTS]
+    _, _, rest = (ROOT / "deploys/site.py").read_text().partition('if "offsite" in host.groups:\n')
+    offsite, _, mini = rest.partition("else:\n")
+    for role, lines in (("offsite", offsite), ("mini", mini)):
+        only = [component.deploy for component in COMPONENTS if component.roles == (role,)]
+        assert re.findall(r'^    local\.include\("(.+)"\)', lines, re.M) == only
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -55,6 +60,13 @@ def test_every_operation_is_named_and_every_deploy_is_guarded(name):
 def test_an_unknown_component_gets_the_nearest_one():
     with pytest.raises(ConfigError, match="did you mean `redis`"):
         select(["reddis"])
+
+
+def test_a_component_of_the_other_machine_is_refused():
+    with pytest.raises(ConfigError, match="does not belong on this machine"):
+        select(["postgres"], "offsite")
+    assert [component.name for component in select([], "offsite")] == ["host", "firewall", "offsite", "release"]
+    assert "offsite" not in [component.name for component in select([])]
 
 
 def test_the_order_is_ours_not_the_callers():

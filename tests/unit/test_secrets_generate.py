@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from minipc import keys
 from minipc.errors import RefusedError, SecretError
 from minipc.secrets import catalogue, generate
 from minipc.secrets.age import AgeStore
 from minipc.secrets.catalogue import Entry
 from minipc.secrets.copying import copy
-from minipc.secrets.secret import check_name
+from minipc.secrets.secret import Secret, check_name
 from minipc.secrets.settings import VaultSettings
 from minipc.secrets.vault import VaultStore
 from tests.unit.secrets_leaks import assert_silent
@@ -43,6 +44,23 @@ def vault(server: FakeVault, monkeypatch: pytest.MonkeyPatch) -> VaultStore:
     monkeypatch.setenv("VAULT_TOKEN", "root-token")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return VaultStore(VaultSettings(url=server.url), "production")
+
+
+def test_an_ssh_key_is_one_and_a_new_one_each_time() -> None:
+    first, second = (Secret("backups.sftp_key", generate.new_value("ssh-key")) for _ in range(2))
+    assert keys.public_key(first).startswith("ssh-ed25519 AAAA")
+    assert keys.public_key(first) != keys.public_key(second)
+
+
+def test_renewing_replaces_the_named_ones_only(monkeypatch: pytest.MonkeyPatch, age: AgeStore) -> None:
+    monkeypatch.setattr(generate, "open_store", lambda environment, settings=None: age)
+    generate.fill(age, catalogue.for_environment("lab"))
+    before = {name: age.get(name) for name in age.names()}
+    generate.renew("lab", catalogue.GENERATION)
+    changed = {name for name, secret in before.items() if age.get(name) != secret}
+    assert changed == set(catalogue.GENERATION)
+    with pytest.raises(SecretError, match=r"can't be generated: sentry\.dsn"):
+        generate.renew("lab", ["sentry.dsn"])
 
 
 # --- catalogue ----------------------------------------------------------------------------------------------------

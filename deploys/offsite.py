@@ -1,0 +1,109 @@
+"""The backups' home on another machine: SFTP for pgBackRest, an append-only restic server, copies out of reach.
+
+pyinfra --limit offsite inventory/production.py deploys/offsite.py
+"""
+
+from pyinfra import host
+from pyinfra.api import deploy
+from pyinfra.operations import apt, server
+
+from minipc import keys
+from minipc.guards import config, secrets
+from minipc.operations import HOLD_STARTS, Content, Directory, File, SecretFile, place, unit
+from minipc.secrets.catalogue import REST_PASSWORD, SFTP_HOST_KEY, SFTP_KEY, TLS_KEY
+
+HOME = "/srv/minipc-offsite"
+ETC = "/etc/minipc/offsite"
+BIN = "/usr/local/lib/minipc"
+SYSTEMD = "/etc/systemd/system"
+
+
+@deploy("offsite")
+def offsite() -> None:
+    settings = config()
+    found = secrets({"sftp": SFTP_KEY, "host": SFTP_HOST_KEY, "tls": TLS_KEY, "rest": REST_PASSWORD})
+    address = settings.offsite.address or host.data.ssh_hostname
+
+    # install
+    apt.packages(name="install packages", packages=["openssh-server", "restic-rest-server", "rsync"], _env=HOLD_STARTS)
+    server.user(
+        name="create the account",
+        user="minipc-sftp",
+        system=True,
+        # No password, but not locked either: sshd takes no key for a locked account.
+        password="*",  # noqa: S106
+        home="/",
+        ensure_home=False,
+        shell="/usr/sbin/nologin",
+    )
+
+    # configure
+    place(
+        name="make the directories",
+        component="offsite",
+        entries=[
+            Directory(HOME),
+            # The root of its file system: nothing in it but its repository can be the account's.
+            Directory(f"{HOME}/sftp"),
+            Directory(f"{HOME}/sftp/pgbackrest", owner="minipc-sftp", mode="700"),
+            Directory(f"{HOME}/restic", owner="restic-rest-server", mode="700"),
+            Directory(f"{HOME}/copies", mode="700"),
+        ],
+    )
+    sftp_keys = place(
+        name="place the keys of the SFTP server",
+        component="offsite",
+        entries=[
+            Directory(ETC),
+            SecretFile("", f"{ETC}/host_key", content=found["host"].reveal().encode()),
+            # The only key that gets in: deploying a new one locks the machine with the old one out.
+            Content(f"restrict {keys.public_key(found['sftp'])} mini PC\n".encode(), f"{ETC}/authorized_keys"),
+        ],
+    )
+    sftp = place(
+        name="configure the SFTP server",
+        component="offsite",
+        entries=[
+            File("sshd_config.j2", f"{ETC}/sshd_config", check="install -d -m 755 /run/sshd && sshd -t -f {path}"),
+            File("minipc-sftp.service", f"{SYSTEMD}/minipc-sftp.service"),
+        ],
+        values={"offsite": settings.offsite},
+    )
+    rest = place(
+        name="configure the restic server",
+        component="offsite",
+        entries=[
+            Content(keys.certificate(found["tls"], address).encode(), f"{ETC}/tls.crt"),
+            SecretFile(
+                "", f"{ETC}/tls.key", group="restic-rest-server", mode="640", content=keys.pem(found["tls"]).encode()
+            ),
+            SecretFile(
+                "",
+                f"{ETC}/htpasswd",
+                group="restic-rest-server",
+                mode="640",
+                content=f"minipc:{keys.htpasswd(found['rest'])}\n".encode(),
+            ),
+            File("restic-rest-server.conf.j2", f"{SYSTEMD}/restic-rest-server.service.d/minipc.conf"),
+        ],
+        values={"offsite": settings.offsite},
+    )
+    copies = place(
+        name="configure the copies",
+        component="offsite",
+        entries=[
+            File("offsite-copy.sh", f"{BIN}/offsite-copy", mode="755", check="sh -n {path}"),
+            File("offsite-restore-copy.sh", f"{BIN}/offsite-restore-copy", mode="755", check="sh -n {path}"),
+            File("minipc-offsite-copy.service.j2", f"{SYSTEMD}/minipc-offsite-copy.service"),
+            File("minipc-offsite-copy.timer.j2", f"{SYSTEMD}/minipc-offsite-copy.timer"),
+        ],
+        values={"offsite": settings.offsite},
+    )
+
+    # activate
+    unit(name="serve SFTP", unit="minipc-sftp.service", restart_on=[sftp_keys, sftp])
+    unit(name="serve restic", unit="restic-rest-server.service", restart_on=[rest])
+    unit(name="take copies", unit="minipc-offsite-copy.timer", restart_on=[copies])
+
+
+offsite()
