@@ -14,6 +14,11 @@ secrets_age_recipients = []
 # for the backend "vault" and for `minipc secrets copy`. Credentials are never here.
 secrets_vault = None
 
+# --- bundle: what a rebuild needs, off the box (docs/reference/bundle.md) ------------------------------------------
+# OPTIONAL. A break-glass bundle older than this fails `minipc bundle check`, days. 90: its passphrase is typed, and so
+# remembered, four times a year.
+bundle_max_age_days = 90
+
 # --- host: Debian itself -------------------------------------------------------------------------------------------
 # OPTIONAL. Host name; shows in prompts, logs and metrics.
 host_name = "minipc"

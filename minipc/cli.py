@@ -15,6 +15,7 @@ from minipc.errors import EXIT_CHANGES_PENDING, EXIT_FAIL, MinipcError
 _LAZY = {
     "lab": "minipc.lab.cli:lab",
     "artifacts": "minipc.artifacts.cli:artifacts",
+    "bundle": "minipc.bundle.cli:bundle",
     "secrets": "minipc.secrets.cli:secrets",
     "dns": "minipc.dns.cli:dns",
 }

@@ -234,11 +234,18 @@ class DnsSettings(Strict):
         return self
 
 
+class BundleSettings(Strict):
+    """The break-glass bundle."""
+
+    max_age_days: Days
+
+
 class Settings(Strict):
     """Everything that may be set, by component."""
 
     environment: Literal["lab", "production"]
     secrets: SecretsSettings
+    bundle: BundleSettings
     host: HostSettings
     firewall: FirewallSettings
     postgres: PostgresSettings

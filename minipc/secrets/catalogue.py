@@ -42,7 +42,7 @@ def redis_password(user: str) -> str:
 
 
 SENTRY_DSN = "sentry.dsn"
-DNS_TOKEN = "dns.cloudflare_token"
+DNS_TOKEN = "dns.cloudflare_token"  # noqa: S105 - a name
 
 SFTP_KEY = "backups.sftp_key"
 REST_PASSWORD = "offsite.rest_password"  # noqa: S105 - its name

@@ -36,6 +36,11 @@ def seal(payload: bytes, passphrase: str) -> bytes:
     return sealed
 
 
+def is_sealed(content: bytes) -> bool:
+    """Whether this is, or begins as, something sealed with a passphrase."""
+    return content.startswith(_HEADER)
+
+
 def open_sealed(sealed: bytes, passphrase: str) -> bytes:
     """The payload.
 
@@ -46,7 +51,7 @@ def open_sealed(sealed: bytes, passphrase: str) -> bytes:
     Raises:
         SecretError: not sealed with a passphrase, wrong passphrase, damaged or cut short.
     """
-    if not sealed.startswith(_HEADER):
+    if not is_sealed(sealed):
         raise SecretError(
             f"not sealed with a passphrase ({len(sealed)} bytes)",
             "check that it is the right file and that it is complete",

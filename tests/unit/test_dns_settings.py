@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from minipc import config
+from minipc.dns import cloudflare
 from minipc.errors import ConfigError
 from minipc.secrets import catalogue
 
@@ -59,6 +60,7 @@ def test_invalid(values: dict[str, Any], message: str) -> None:
 
 
 def test_the_token_is_required_with_a_provider_only() -> None:
+    assert catalogue.DNS_TOKEN == cloudflare.TOKEN
     for values, optional in (({}, True), (CLOUDFLARE, False)):
         entries = {entry.name: entry for entry in catalogue.whole(config.load("lab", **values))}
         assert entries["dns.cloudflare_token"].optional is optional
