@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from minipc import paths
 from minipc.bundle import checkout
 from minipc.bundle.archive import BundleError, Entry, Fingerprints, Manifest, Origin, Payload, Role, created_text
@@ -41,15 +43,19 @@ class Item:
     content: bytes
 
     def entry(self) -> Entry:
-        """How the manifest names it."""
-        return Entry(
-            path=self.path,
-            role=self.role,
-            base=self.base,
-            target=self.target,
-            sha256=hashlib.sha256(self.content).hexdigest(),
-            size=len(self.content),
-        )
+        """How the manifest names it. Raises BundleError when it is too large or its name has unusual characters."""
+        try:
+            return Entry(
+                path=self.path,
+                role=self.role,
+                base=self.base,
+                target=self.target,
+                sha256=hashlib.sha256(self.content).hexdigest(),
+                size=len(self.content),
+            )
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise BundleError(f"{self.target} can't go into a bundle: {reason}", "rename or shrink it") from None
 
 
 @dataclass(frozen=True, repr=False)

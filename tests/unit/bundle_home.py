@@ -95,7 +95,8 @@ def set_up(template: Path, root: Path, monkeypatch: pytest.MonkeyPatch, lab: con
     settings.write_text(settings.read_text().replace(str(template), str(root)))
     computer.use()
     key = str(computer.home / ".ssh" / "id_ed25519")
-    monkeypatch.setattr(contents, "targets", lambda environment: [Target("box", {"ssh_key": key}, lab)])
+    target = Target("box", {"ssh_key": key}, lab)
+    monkeypatch.setattr(contents, "targets", lambda environment: [target])
     return computer
 
 

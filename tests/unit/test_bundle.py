@@ -292,6 +292,29 @@ def test_an_ssh_key_that_others_may_read_stops_it(computer: Computer) -> None:
         creation.create("production", computer.stick, PASSPHRASE)
 
 
+def test_a_key_with_an_unusual_name_stops_it(computer: Computer) -> None:
+    (target,) = contents.targets("production")
+    key = computer.home / ".ssh" / "schlüssel\n"
+    key.write_bytes(SSH_KEY)
+    key.chmod(0o600)
+    target.data["ssh_key"] = str(key)
+    with pytest.raises(MinipcError, match=r"can't go into a bundle.*plain relative path"):
+        creation.create("production", computer.stick, PASSPHRASE)
+
+
+def test_a_key_outside_the_home_goes_to_the_settings(computer: Computer) -> None:
+    (target,) = contents.targets("production")
+    key = computer.root / "keys" / "id_box"
+    key.parent.mkdir()
+    key.write_bytes(SSH_KEY)
+    key.chmod(0o600)
+    target.data["ssh_key"] = str(key)
+    creation.create("production", computer.stick, PASSPHRASE)
+    other = computer.another("two")
+    opening.open_bundle(computer.stick, PASSPHRASE, other.clone)
+    assert (other.home / ".config/minipc/ssh/id_box").read_bytes() == SSH_KEY
+
+
 def test_gaps_are_told(computer: Computer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert creation.create("production", computer.stick, PASSPHRASE).manifest.gaps == []
     (computer.clone / "deploys.py").write_text("x")
