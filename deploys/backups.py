@@ -106,13 +106,24 @@ def backups() -> None:
             settings.backups.files_calendar,
             "minipc-backup@files.service",
         ),
+        "minipc-drill": ("Restore drill", settings.backups.drill_calendar, "minipc-drill@next.service"),
     }
+    place(
+        name="place the drill",
+        component="backups",
+        entries=[
+            Directory("/var/lib/minipc/drills"),
+            Content(json.dumps(_drill_settings(), indent=1).encode() + b"\n", "/etc/minipc/backups/drill.json"),
+            File("drill.py", "/usr/local/lib/minipc/drill", mode="755"),
+        ],
+    )
     units = place(
         name="configure the units",
         component="backups",
         entries=[
             File("minipc-failed@.service", f"{SYSTEMD}/minipc-failed@.service"),
             File("minipc-backup@.service.j2", f"{SYSTEMD}/minipc-backup@.service"),
+            File("minipc-drill@.service.j2", f"{SYSTEMD}/minipc-drill@.service"),
             File("minipc-heartbeat.service.j2", f"{SYSTEMD}/minipc-heartbeat.service"),
             *(
                 File("timer.j2", f"{SYSTEMD}/{name}.timer", values=_timer(*timer, settings.backups.random_delay_s))
@@ -161,6 +172,31 @@ def _machine_settings(repos: list[int]) -> dict[str, Any]:
         }
         if settings.backups.offsite
         else None,
+    }
+
+
+def _drill_settings() -> dict[str, Any]:
+    """What the drill needs to know; no secrets."""
+    settings = config()
+    # The service's migrations, aimed at the scratch cluster. In K3s their code is in an image, not on the host.
+    migration = {
+        "user": "workload",
+        "argv": ["/usr/bin/python3", "-m", "minipc_workload", "migrate"],
+        "environment_file": "/etc/workload/env",
+        "environment": {
+            "PYTHONPATH": "/opt/workload",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "DATABASE_HOST": "127.0.0.1",
+            "DATABASE_PORT": str(settings.backups.drill_port),
+        },
+    }
+    return {
+        "bin": "/usr/lib/postgresql/17/bin",
+        "port": settings.backups.drill_port,
+        "margin_mb": settings.backups.drill_margin_mb,
+        "queries": [query.model_dump() for query in settings.backups.drill_queries],
+        "classes": [data_class.model_dump() for data_class in settings.backups.data_classes],
+        "migrate": migration if settings.workload.runtime == "stand-in" else None,
     }
 
 

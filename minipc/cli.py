@@ -124,6 +124,31 @@ def rehearse(group: Any, backend: str, keep: bool, name: str, strict: bool) -> N
     sys.exit(exit_code(record, strict=strict))
 
 
+@cli.group()
+def backup() -> None:
+    """Backups of the mini PC; it takes them by itself, too."""
+
+
+@backup.command()
+@_environment_option
+def now(environment: Any, alias: str | None) -> None:
+    """Take a differential backup into every repository, and one of configuration and state."""
+    from playbooks.backup import now as take
+
+    sys.exit(take(environment, alias))
+
+
+@cli.command()
+@click.option("--repo", type=int, help="1: on the machine, 2: off-site; else the one that was tried longest ago.")
+@_environment_option
+def drill(repo: int | None, environment: Any, alias: str | None) -> None:
+    """Restore a backup beside the live database, question it, and throw it away."""
+    from minipc.records import exit_code
+    from playbooks.restore_drill import drill as run
+
+    sys.exit(exit_code(run(environment, alias, repo)))
+
+
 @cli.command()
 @click.argument("alias", metavar="HOST")
 @click.option("--fingerprint", required=True, help="SHA256:… of its SSH host key, read on its own screen.")

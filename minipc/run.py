@@ -43,6 +43,9 @@ class Run:
     gates: list[records.Gate] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     artifacts: list[records.Artifact] = field(default_factory=list)
+    data_classes: list[records.DataClassResult] = field(default_factory=list)
+    rpo_seconds: float | None = None
+    rpo_budget_seconds: float | None = None
 
     def __post_init__(self) -> None:
         pin_head()
@@ -137,7 +140,9 @@ class Run:
                 exercised=exercised,
                 gates=self.gates,
                 rto_seconds=None,
-                rpo_seconds=None,
+                rpo_seconds=self.rpo_seconds,
+                rpo_budget_seconds=self.rpo_budget_seconds,
+                data_classes=self.data_classes,
                 versions=self.versions,
                 artifacts=self.artifacts,
             )

@@ -50,7 +50,7 @@ def run(argv: Sequence[str], timeout_s: float = 86400, stdin: str = "", env: Map
 
 
 def _short(argv: Sequence[str]) -> str:
-    words = [word for word in argv[argv.index("--") + 1 :] if argv[0] == "setpriv"] or list(argv)
+    words = argv[argv.index("--") + 1 :] if "--" in argv else argv
     return " ".join(word for word in words if not word.startswith("-"))[:120]
 
 

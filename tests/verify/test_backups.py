@@ -12,7 +12,7 @@ from minipc.components import backup_paths
 from tests.verify.conftest import eventually, not_exercised
 
 DAY_S = 86400
-TIMERS = ["minipc-backup-full", "minipc-backup-diff", "minipc-backup-files", "minipc-heartbeat"]
+TIMERS = ["minipc-backup-full", "minipc-backup-diff", "minipc-backup-files", "minipc-drill", "minipc-heartbeat"]
 METRICS = "/var/lib/prometheus/node-exporter/minipc_backups.prom"
 ETC = "/etc/minipc/backups"
 RESTIC = (
@@ -104,7 +104,13 @@ def test_it_runs_by_itself(units, settings, name):
 
 
 @pytest.mark.parametrize(
-    "unit", ["minipc-backup@full.service", "minipc-backup@files.service", "minipc-heartbeat.service"]
+    "unit",
+    [
+        "minipc-backup@full.service",
+        "minipc-backup@files.service",
+        "minipc-drill@next.service",
+        "minipc-heartbeat.service",
+    ],
 )
 def test_units_are_confined_and_tell_when_they_fail(units, unit):
     properties = units(unit)

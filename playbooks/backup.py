@@ -1,0 +1,59 @@
+"""Backups at once, by the units that take them each night.
+
+minipc backup now
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from minipc import ssh
+from minipc.display import console_for
+from minipc.errors import EXIT_FAIL, EXIT_PASS, CouldNotVerifyError
+from minipc.inventory import Environment, Target, the_target
+
+OUTCOMES = "/var/lib/minipc/backups/outcomes.json"
+LIMIT_S = 6 * 3600
+
+
+def now(environment: Environment, alias: str | None = None) -> int:
+    """Takes them, prints what became of each repository, and returns the exit code.
+
+    Raises:
+        CouldNotVerifyError: the machine can't be reached, or it has no backups component.
+    """
+    target = the_target(environment, alias)
+    outcomes = take(target)
+    console = console_for()
+    for repo, outcome in sorted(outcomes.items()):
+        if outcome["success"]:
+            console.print(f"{repo}: {outcome['label']}, {outcome['size']} bytes stored, {outcome['seconds']} s")
+        else:
+            console.print(f"{repo}: FAILED: {outcome['error']}", markup=False)
+    if target.settings.backups.offsite is None:
+        console.print("NOT EXERCISED: off-site backups: there is no off-site machine (backups_offsite is None)")
+    return EXIT_PASS if all(outcome["success"] for outcome in outcomes.values()) else EXIT_FAIL
+
+
+def take(target: Target, kind: str = "diff") -> dict[str, dict[str, Any]]:
+    """One backup of the database (`full` or `diff`) into each repository, and one of configuration and state.
+
+    Returns:
+        By repository ("repo1", "repo2", "restic"): success, error, label, size (bytes), seconds, last_success, ended.
+
+    Raises:
+        CouldNotVerifyError: the machine can't be reached, or has nothing to take backups with.
+    """
+    config = ssh.write_config([(target.alias, target.data)])
+    units = [f"minipc-backup@{kind}.service"]
+    if target.settings.backups.offsite:
+        units.append("minipc-backup@files.service")
+    command = "; ".join([*(f"systemctl start {unit}" for unit in units), f"cat {OUTCOMES}"])
+    done = ssh.run(config, target.alias, command, timeout_s=LIMIT_S)
+    if done.returncode:
+        raise CouldNotVerifyError(
+            f"{target.alias} took no backup: {done.stderr.decode(errors='replace').strip()}",
+            "converge it first: `minipc apply backups`",
+        )
+    return dict(json.loads(done.stdout))
