@@ -10,7 +10,7 @@ from pyinfra.operations import apt
 from minipc.facts.machine import MachineSize
 from minipc.guards import config, secrets
 from minipc.operations import HOLD_STARTS, File, place, unit
-from minipc.operations.postgres import access_present, cluster_created
+from minipc.operations.postgres import access_present, cluster_present, recovery_ended
 from minipc.sizes import postgres_memory
 
 VERSION = "17"
@@ -30,7 +30,12 @@ def postgres() -> None:
         entries=[File("createcluster.conf", "/etc/postgresql-common/createcluster.conf")],
     )
     apt.packages(name="install packages", packages=[f"postgresql-{VERSION}"], _env=HOLD_STARTS)
-    cluster_created(name="create the cluster where there is none", version=VERSION, cluster="main")
+    cluster_present(
+        name="have the database: restored, else new",
+        version=VERSION,
+        cluster="main",
+        from_backup=settings.postgres.from_backup,
+    )
 
     # configure
     files = place(
@@ -51,6 +56,7 @@ def postgres() -> None:
 
     # activate
     unit(name="activate", unit=f"postgresql@{VERSION}-main.service", restart_on=[files])
+    recovery_ended(name="wait until the database takes writes", port=settings.postgres.port)
     access_present(
         name="create roles, databases and extensions",
         port=settings.postgres.port,

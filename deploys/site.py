@@ -13,6 +13,7 @@ local.include("deploys/firewall.py")
 if "offsite" in host.groups:
     local.include("deploys/offsite.py")
 else:
+    local.include("deploys/repositories.py")
     local.include("deploys/postgres.py")
     local.include("deploys/backups.py")
     local.include("deploys/redis.py")

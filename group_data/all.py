@@ -75,6 +75,9 @@ postgres_shared_buffers_percent = 15
 postgres_max_connections = 100
 # OPTIONAL. Statements slower than this are logged, milliseconds.
 postgres_slow_statement_ms = 500
+# OPTIONAL. A machine without a database, but with a backup of one: "refuse" (a lost database is never answered by an
+# empty one) or "restore". `minipc rebuild` sets it for its own run; leave it.
+postgres_from_backup = "refuse"
 
 # --- offsite: the second machine, where the backups are ------------------------------------------------------------
 # OPTIONAL. Address or name where the mini PC reaches the off-site machine; None: the one in the inventory.

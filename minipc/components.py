@@ -61,8 +61,11 @@ COMPONENTS: tuple[Component, ...] = (
     ),
     Component("firewall", "nftables: what may come in, and from which side", needs=("host",), roles=BOTH),
     Component("offsite", "the backups' home on another machine", needs=("host", "firewall"), roles=("offsite",)),
-    Component("postgres", "PostgreSQL 17: everything that must not be lost", ("host",), data_class="must recover"),
-    Component("backups", "pgBackRest and restic, and the drill that proves them", needs=("postgres",)),
+    Component("repositories", "where backups are and how to read them: pgBackRest, restic", ("host",)),
+    Component(
+        "postgres", "PostgreSQL 17: everything that must not be lost", ("repositories",), data_class="must recover"
+    ),
+    Component("backups", "when backups are taken, and the drill that proves them", ("repositories", "postgres")),
     Component("redis", "Redis: the cache; nothing in it needs to survive", ("host",), data_class="cache"),
     Component("workload", "the service itself: API, workers, migrations", ("postgres", "redis")),
     Component("edge", "Caddy: the public door", ("host", "firewall"), backup_paths=("/var/lib/caddy",)),

@@ -87,13 +87,16 @@ class PostgresSettings(Strict):
     shared_buffers_percent: Percent
     max_connections: Annotated[int, Field(ge=20, le=1000)]
     slow_statement_ms: Annotated[int, Field(ge=0)]
+    from_backup: Literal["refuse", "restore"]
 
     @model_validator(mode="after")
     def _owners_are_roles(self) -> Self:
         names = [role.name for role in self.roles]
         for database in self.databases:
             if database.owner not in names:
-                raise ValueError(f"owner {database.owner!r} of database {database.name!r} is not among the roles {names}")
+                raise ValueError(
+                    f"owner {database.owner!r} of database {database.name!r} is not among the roles {names}"
+                )
         return self
 
 

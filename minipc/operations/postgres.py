@@ -22,13 +22,33 @@ from minipc.secrets import Secret
 
 # PostgreSQL's own default (scram_iterations).
 SCRAM_ITERATIONS = 4096
+# Replaying a week of WAL takes minutes; after a day something else is wrong.
+RECOVERY_TIMEOUT_S = 86400
 
 
 @operation()
-def cluster_created(version: str, cluster: str) -> Generator[StringCommand, None, None]:
-    """Makes an empty cluster where there is none. An existing data directory is never touched."""
-    if context.host.get_fact(PostgresCluster, version=version, cluster=cluster) is None:
-        yield StringCommand(f"pg_createcluster {version} {cluster}")
+def cluster_present(version: str, cluster: str, from_backup: str) -> Generator[StringCommand, None, None]:
+    """Has a database: the one that is there, else the one that was backed up, else, if there never was one, a new one.
+
+    Args:
+        from_backup: "refuse" or "restore": what to do where there is no database but a backup of one.
+    """
+    if context.host.get_fact(PostgresCluster, version=version, cluster=cluster) is not None:
+        return
+    data = f"/var/lib/postgresql/{version}/{cluster}"
+    yield StringCommand(f"/usr/local/lib/minipc/restore {from_backup}")
+    yield StringCommand(f"[ -s {data}/PG_VERSION ] || pg_createcluster {version} {cluster}")
+
+
+@operation()
+def recovery_ended(port: int) -> Generator[StringCommand, None, None]:
+    """Waits until a restored database has replayed its WAL; nothing to do for one that takes writes already."""
+    if context.host.get_fact(PostgresAccess, port=port).get("recovering") is not False:
+        query = f"runuser -u postgres -- psql -XAtq -p {port} -d postgres -c 'SELECT pg_is_in_recovery()'"
+        yield StringCommand(
+            f'for i in $(seq {RECOVERY_TIMEOUT_S}); do [ "$({query} 2>/dev/null)" = f ] && exit 0; sleep 1; done; '
+            "tail -n 20 /var/log/postgresql/*.log >&2; exit 1"
+        )
 
 
 @operation()

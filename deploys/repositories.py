@@ -1,0 +1,143 @@
+"""Where backups are and how to read them: pgBackRest's and restic's repositories, and the programs that use them.
+
+Before PostgreSQL: on a machine without a database the first question is whether there is a backup of one.
+
+    pyinfra inventory/production.py deploys/repositories.py
+"""
+
+import json
+from ipaddress import ip_address
+from typing import Any
+
+from pyinfra import inventory
+from pyinfra.api import deploy
+from pyinfra.operations import apt
+
+from minipc import keys
+from minipc.components import backup_paths
+from minipc.guards import config, not_exercised, refuse_another_database, secrets
+from minipc.operations import HOLD_STARTS, Content, Directory, File, SecretFile, place
+from minipc.secrets.catalogue import (
+    REST_PASSWORD,
+    RESTIC_PASSWORD,
+    SFTP_HOST_KEY,
+    SFTP_KEY,
+    TLS_KEY,
+    repository_cipher,
+)
+
+ETC = "/etc/minipc/backups"
+PGBACKREST = "/etc/pgbackrest"
+BIN = "/usr/local/lib/minipc"
+PROGRAMS = ["stanza", "backup", "restore"]
+
+
+@deploy("repositories")
+def repositories() -> None:
+    settings = config()
+    refuse_another_database()
+    address = offsite_address()
+    repos = [1, 2] if address else [1]
+    names = {str(repo): repository_cipher(repo) for repo in repos}
+    if address:
+        names |= {"sftp": SFTP_KEY, "host": SFTP_HOST_KEY, "tls": TLS_KEY}
+        names |= {"rest": REST_PASSWORD, "restic": RESTIC_PASSWORD}
+    else:
+        for what in ("off-site backups of the database (repo2)", "backups of configuration and state (restic)"):
+            not_exercised(what, "there is no off-site machine: backups_offsite is None", "backups")
+    found = secrets(names)
+
+    # install
+    apt.packages(name="install packages", packages=["pgbackrest", "python3", "restic"], _env=HOLD_STARTS)
+
+    # configure
+    pgbackrest = [
+        Directory(PGBACKREST, group="postgres", mode="750"),
+        SecretFile("pgbackrest.conf.j2", f"{PGBACKREST}/pgbackrest.conf", group="postgres", mode="640"),
+    ]
+    restic = [Directory(ETC, mode="700")]
+    if address:
+        rest_url = (
+            f"rest:https://minipc:{found['rest'].reveal()}@{_bracketed(address)}:{settings.offsite.rest_port}/minipc/"
+        )
+        pgbackrest += [
+            Content(
+                _known_hosts(address, settings.offsite.sftp_port, keys.public_key(found["host"])),
+                f"{PGBACKREST}/known_hosts",
+            ),
+            # libssh2 reads it as postgres.
+            SecretFile("", f"{PGBACKREST}/sftp_key", owner="postgres", content=found["sftp"].reveal().encode()),
+        ]
+        restic += [
+            SecretFile("", f"{ETC}/restic.repository", content=f"{rest_url}\n".encode()),
+            SecretFile("", f"{ETC}/restic.password", content=f"{found['restic'].reveal()}\n".encode()),
+            Content(keys.certificate(found["tls"], address).encode(), f"{ETC}/offsite.crt"),
+        ]
+    place(
+        name="configure pgBackRest",
+        component="backups",
+        entries=pgbackrest,
+        values={
+            "backups": settings.backups,
+            "postgres": settings.postgres,
+            "offsite": {"address": address, "sftp_port": settings.offsite.sftp_port} if address else None,
+            "ciphers": found,
+        },
+    )
+    place(name="configure restic", component="backups", entries=restic)
+    place(
+        name="place the programs",
+        component="backups",
+        entries=[
+            Directory("/var/lib/minipc/backups"),
+            Directory("/var/lib/prometheus"),
+            Directory("/var/lib/prometheus/node-exporter"),
+            Content(json.dumps(_machine_settings(repos), indent=1).encode() + b"\n", f"{ETC}/settings.json"),
+            File("common.py", f"{BIN}/common.py"),
+            File("failed.sh", f"{BIN}/failed", mode="755", check="sh -n {path}"),
+            *(File(f"{program}.py", f"{BIN}/{program}", mode="755") for program in PROGRAMS),
+        ],
+    )
+
+
+def offsite_address() -> str | None:
+    """Where this machine reaches its off-site machine; None when it has none."""
+    alias = config().backups.offsite
+    if alias is None:
+        return None
+    data = inventory.get_host(alias).data
+    return data.offsite_address or data.ssh_hostname
+
+
+def _machine_settings(repos: list[int]) -> dict[str, Any]:
+    """What the programs on the machine need to know; no secrets."""
+    settings = config()
+    return {
+        "stanza": "main",
+        "host": settings.host.name,
+        "port": settings.postgres.port,
+        "repos": repos,
+        "processes": settings.backups.processes,
+        "paths": backup_paths(),
+        "restic": {
+            "repository_file": f"{ETC}/restic.repository",
+            "password_file": f"{ETC}/restic.password",
+            "ca_file": f"{ETC}/offsite.crt",
+        }
+        if settings.backups.offsite
+        else None,
+    }
+
+
+def _known_hosts(address: str, port: int, host_key: str) -> bytes:
+    return f"[{address}]:{port} {host_key}\n{address} {host_key}\n".encode()
+
+
+def _bracketed(address: str) -> str:
+    try:
+        return f"[{address}]" if ip_address(address).version == 6 else address
+    except ValueError:
+        return address
+
+
+repositories()
