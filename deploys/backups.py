@@ -3,12 +3,13 @@
 pyinfra inventory/production.py deploys/backups.py
 """
 
+import json
 from typing import Any
 
 from pyinfra.api import deploy
 
 from minipc.guards import config, refuse_another_database
-from minipc.operations import File, place, unit
+from minipc.operations import Content, Directory, File, place, unit
 from minipc.operations.backups import first_backup_taken, stanza_present
 
 SYSTEMD = "/etc/systemd/system"
