@@ -197,11 +197,18 @@ def _ssh_keys(environment: Environment) -> tuple[list[Item], list[str]]:
         for file in (path, path.with_name(f"{path.name}.pub")):
             if file.is_file():
                 base, relative = _base_of(file)
-                content = read_private(file, "the SSH key") if file == path else file.read_bytes()
+                content = _private_key(file) if file == path else file.read_bytes()
                 items[str(file)] = Item(f"ssh/{len(items)}-{file.name}", "ssh-key", base, relative, content)
             elif file == path:
                 gaps.append(f"the SSH key for {target.alias}: {path} is missing")
     return list(items.values()), gaps
+
+
+def _private_key(file: Path) -> bytes:
+    content = read_private(file, "the SSH key")
+    if not content.startswith(b"-----BEGIN "):
+        raise BundleError(f"{file} is no private key in PEM or OpenSSH's form", "name the right file in inventory/")
+    return content
 
 
 def _base_of(file: Path) -> tuple[Base, str]:

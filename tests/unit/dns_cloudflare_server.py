@@ -57,6 +57,8 @@ class FakeCloudflare:
         hang_up: how many of the next requests are cut off without an answer.
         cut_after: how many of the next changes are made, but their answer is lost.
         ignores_changes: PATCH and POST answer as if they had worked and change nothing.
+        ignores_fields: the same for some fields of a PATCH.
+        ignores_filters: lists everything, whatever name was asked for.
         delayed: how many reads of the records still show the state before the last change.
         address: what /cdn-cgi/trace says; None: where the request came from.
     """
@@ -69,6 +71,8 @@ class FakeCloudflare:
         self.hang_up = 0
         self.cut_after = 0
         self.ignores_changes = False
+        self.ignores_fields: set[str] = set()
+        self.ignores_filters = False
         self.delayed = 0
         self.address: str | None = None
         self.canned: Answer | None = None
@@ -131,7 +135,7 @@ class FakeCloudflare:
             found = [
                 {"id": zone.id, "name": name, "status": "active"}
                 for name, zone in sorted(self.zones.items())
-                if name in zones and (wanted is None or name in wanted)
+                if name in zones and (wanted is None or self.ignores_filters or name in wanted)
             ]
             return _page(found, request.query, default=20, most=50)
         match = re.fullmatch(r"/zones/(\w+)/dns_records(?:/(\w+))?", path)
@@ -163,7 +167,7 @@ class FakeCloudflare:
         if problem:
             return problem
         if not self.ignores_changes:
-            found |= request.body
+            found |= {name: value for name, value in request.body.items() if name not in self.ignores_fields}
         return _success(found | request.body)
 
     def _create(self, zone: str, body: dict[str, Any]) -> Answer:

@@ -315,6 +315,20 @@ def test_a_key_outside_the_home_goes_to_the_settings(computer: Computer) -> None
     assert (other.home / ".config/minipc/ssh/id_box").read_bytes() == SSH_KEY
 
 
+def test_an_ssh_key_in_another_form_stops_it(computer: Computer) -> None:
+    (computer.home / ".ssh/id_ed25519").write_text("PuTTY-User-Key-File-3: ssh-ed25519\n")
+    with pytest.raises(MinipcError, match="is no private key") as caught:
+        creation.create("production", computer.stick, PASSPHRASE)
+    assert "PuTTY" not in str(caught.value)
+
+
+def test_what_would_not_open_is_not_made(computer: Computer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(creation, "pack", lambda payload: b"junk")
+    with pytest.raises(MinipcError, match="not a whole tar"):
+        creation.create("production", computer.stick, PASSPHRASE)
+    assert not computer.stick.exists()
+
+
 def test_gaps_are_told(computer: Computer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert creation.create("production", computer.stick, PASSPHRASE).manifest.gaps == []
     (computer.clone / "deploys.py").write_text("x")
@@ -475,6 +489,13 @@ def test_what_is_noted_here_gives_nothing_away(made: Computer) -> None:
     creation.create("production", made.stick, PASSPHRASE, replace=True)
     second = json.loads(state_file("production").read_text())["fingerprints"]
     assert not set(first["items"].values()) & set(second["items"].values())
+
+
+def test_equal_values_of_two_secrets_do_not_show_as_equal(computer: Computer) -> None:
+    open_store("production").set_many({"one.same": "value", "two.same": "value"})
+    made = creation.create("production", computer.stick, PASSPHRASE)
+    items = made.manifest.fingerprints.items
+    assert items["secret one.same"] != items["secret two.same"]
 
 
 def test_damaged_notes_are_told(made: Computer) -> None:

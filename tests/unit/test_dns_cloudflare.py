@@ -166,6 +166,14 @@ def test_a_zone_of_somebody_else(server: FakeCloudflare) -> None:
     assert "reaches no zone example.net" in error_of(Cloudflare("example.net", TOKEN, server.api_url)).what
 
 
+def test_the_zone_is_the_one_that_was_asked_for(server: FakeCloudflare) -> None:
+    server.add_zone("aaa.example", TOKEN)
+    server.ignores_filters = True
+    Cloudflare(ZONE, TOKEN, server.api_url).create(Record(NAME, "A", "198.51.100.7", 60))
+    assert server.zones["aaa.example"].records == []
+    assert len(server.zones[ZONE].records) == 1
+
+
 def test_a_cname_in_the_way_of_a_new_record(server: FakeCloudflare, cloudflare: Cloudflare) -> None:
     server.add_record(ZONE, NAME, "CNAME", "elsewhere.example.net")
     with pytest.raises(DnsError, match=f"could not create {NAME} A: another record has that name.*81053") as caught:

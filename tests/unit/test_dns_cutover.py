@@ -188,6 +188,19 @@ def test_a_change_that_did_not_stick_is_no_success(
     assert no_waiting == [1, 4, 16]
 
 
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [("ttl", f"{NAME} A has ttl 300, not 60"), ("comment", f"{NAME} A is held by {OLD}, not {NEW}")],
+)
+def test_a_change_that_stuck_in_part_is_no_success(
+    server: FakeCloudflare, provider: Cloudflare, wanted: list[Record], old: None, field: str, said: str
+) -> None:
+    server.ignores_fields.add(field)
+    with pytest.raises(DnsError) as caught:
+        dns_cutover.cutover(provider, wanted, print)
+    assert said in caught.value.what
+
+
 def test_a_creation_that_did_not_stick_is_no_success(
     server: FakeCloudflare, provider: Cloudflare, wanted: list[Record]
 ) -> None:
