@@ -133,14 +133,19 @@ def _enable_controllers(group: Path) -> None:
 
 
 def _kill_tree(group: Path) -> None:
-    for procs in group.rglob("cgroup.procs"):
+    for path in _tree(group):
         try:
-            pids = [int(pid) for pid in procs.read_text().split()]
+            pids = [int(pid) for pid in (path / "cgroup.procs").read_text().split()]
         except OSError:
             continue  # the group went away while we looked
         for pid in pids:
             if pid not in (0, os.getpid()):
                 _kill(pid)
+
+
+def _tree(group: Path) -> list[Path]:
+    """The group and all groups in it, parents first."""
+    return [Path(path) for path, _, _ in os.walk(group)] or [group]
 
 
 def _kill(pid: int) -> None:
@@ -149,8 +154,7 @@ def _kill(pid: int) -> None:
 
 
 def _remove_tree(group: Path) -> bool:
-    children = sorted((path for path in group.rglob("*") if path.is_dir()), key=lambda path: -len(path.parts))
-    return all(_remove_if_empty(child) for child in (*children, group))
+    return all(_remove_if_empty(path) for path in reversed(_tree(group)))
 
 
 def _remove_if_empty(group: Path) -> bool:

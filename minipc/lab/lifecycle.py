@@ -14,8 +14,9 @@ from minipc.errors import MinipcError, MissingPrerequisiteError, RefusedError
 from minipc.lab import cgroups, debs, image, network, nspawn, ssh
 from minipc.lab.apt_sources import controller_mirrors
 from minipc.lab.machine import Machine, ProcessId, check_name, find, free_index, load_all, machines_dir
-from minipc.lab.ownership import dismiss_reapers, ensure_reaper
+from minipc.lab.ownership import dismiss_reapers, ensure_reaper, retire
 from minipc.lab.prerequisites import ensure_prerequisites
+from minipc.lab.shell import kept_open
 
 LOCK = network.RUN_DIR / "lock"
 DEFAULT_DISK_GB = 8
@@ -180,9 +181,10 @@ def sweep() -> None:
 
 
 def remove_owned_by(owner: ProcessId) -> None:
-    """Remove what a dead process owned; the reaper's work."""
+    """Remove what a dead process owned, and the traces of its reaper, which is the caller."""
     with lock():
         _remove([machine for machine in load_all() if not machine.kept and machine.owner == owner])
+        retire(owner)
 
 
 @contextmanager
@@ -196,8 +198,12 @@ def lock() -> Iterator[None]:
     LOCK.parent.mkdir(mode=0o700, exist_ok=True)
     with LOCK.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        network.refuse_other_lab()
-        yield
+        kept_open.add(file.fileno())
+        try:
+            network.refuse_other_lab()
+            yield
+        finally:
+            kept_open.discard(file.fileno())
 
 
 def _create(name: str, base: Path, *, disk_gb: int, memory_mb: int | None, k3s: bool, keep: bool) -> Machine:

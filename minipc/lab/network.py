@@ -8,6 +8,7 @@ Everything made here goes again with the last machine; /run/minipc-lab remembers
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -94,7 +95,8 @@ def ensure(nameservers: Iterable[str], web_ports: Iterable[int]) -> None:
 def release() -> None:
     """Remove the networks and put the controller back as it was. Idempotent; also after a crash."""
     for side in SIDES:
-        if _client_is_ours(side):
+        # Where there is a record, a namespace of that name is ours, even if it was never completed.
+        if _client_is_ours(side) or (RECORD.exists() and _namespace(side).exists()):
             _kill_inside(side.name)
             call("ip", "netns", "delete", side.name)
         _remove_link(side.bridge)
@@ -236,7 +238,7 @@ def _ensure_client(side: Side) -> None:
     """A namespace with one interface on the bridge and only on-link routes."""
     if _client_is_ours(side):
         return
-    if (Path("/run/netns") / side.name).exists():
+    if _namespace(side).exists():
         call("ip", "netns", "delete", side.name)  # half made by an `ensure` that was killed
     outer = f"lab-{side.name}"
     _remove_link(outer)
@@ -253,15 +255,17 @@ def _ensure_client(side: Side) -> None:
 
 
 def _client_is_ours(side: Side) -> bool:
-    return (Path("/run/netns") / side.name).exists() and succeeds(
-        "ip", "-n", side.name, "link", "show", CLIENT_INTERFACE
-    )
+    return _namespace(side).exists() and succeeds("ip", "-n", side.name, "link", "show", CLIENT_INTERFACE)
+
+
+def _namespace(side: Side) -> Path:
+    return Path("/run/netns", side.name)
 
 
 def _kill_inside(namespace: str) -> None:
     """End what still runs in a client namespace: a rehearsal that was killed may have left helpers there."""
     for pid in call("ip", "netns", "pids", namespace).split():
-        if int(pid) != os.getpid():
+        with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGKILL)
 
 
@@ -280,7 +284,7 @@ def _exists(interface: str) -> bool:
 
 def _refuse_collisions() -> None:
     for side in SIDES:
-        if (Path("/run/netns") / side.name).exists() and not _client_is_ours(side):
+        if _namespace(side).exists() and not _client_is_ours(side):
             raise RefusedError(
                 f"the controller already has a network namespace named {side.name!r} that is not the lab's",
                 f"rename or delete it: ip netns delete {side.name}",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 from minipc.lab import cgroups
@@ -17,18 +19,26 @@ def ensure_reaper(owner: ProcessId) -> None:
     pid_file = reaper_pid_file(owner)
     if _running(pid_file) is None:
         argv = [sys.executable, "-m", "minipc.lab.reaper", str(owner.pid), str(owner.started)]
-        enter = cgroups.enter_command(cgroups.create(_group(pid_file)))
-        spawn_detached(argv, log=lab_dir() / "reaper.log", pid_file=pid_file, prepare=enter)
+        spawn_detached(argv, log=lab_dir() / "reaper.log", pid_file=pid_file)
 
 
 def dismiss_reapers(owners: set[ProcessId]) -> None:
     """End reapers whose owner is not among `owners`, except the calling one. Call it with the lab's lock held."""
     needed = {reaper_pid_file(owner).name for owner in owners}
     for pid_file in _directory().iterdir():
-        if pid_file.name in needed or _running(pid_file) == os.getpid():
+        pid = _running(pid_file)
+        if pid_file.name in needed or pid == os.getpid():
             continue
+        if pid is not None:
+            _kill(pid)
         cgroups.kill_and_remove(_group(pid_file))
         pid_file.unlink(missing_ok=True)
+
+
+def enter_own_group(owner: ProcessId) -> None:
+    """So that a reaper is not ended with the service or session of its owner."""
+    for entrance in cgroups.create(_group(reaper_pid_file(owner))):
+        entrance.write_text("0")
 
 
 def retire(owner: ProcessId) -> None:
@@ -46,6 +56,15 @@ def _running(pid_file: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return pid if b"minipc.lab.reaper" in command else None
+
+
+def _kill(pid: int) -> None:
+    """End a process and wait for its end."""
+    process = ProcessId.of(pid)
+    if process:
+        os.kill(pid, signal.SIGKILL)
+        while process.is_running():
+            time.sleep(0.005)
 
 
 def _group(pid_file: Path) -> str:

@@ -12,13 +12,13 @@ import sys
 
 from minipc.lab.lifecycle import remove_owned_by
 from minipc.lab.machine import ProcessId
-from minipc.lab.ownership import retire
+from minipc.lab.ownership import enter_own_group
 
 
 def main(owner: ProcessId) -> None:
+    enter_own_group(owner)
     wait_for_end(owner)
     remove_owned_by(owner)
-    retire(owner)
 
 
 def wait_for_end(process: ProcessId) -> None:

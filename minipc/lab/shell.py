@@ -16,6 +16,11 @@ from minipc.paths import ROOT
 PASSED_ON = ("PATH", "HOME", "MINIPC_CACHE_DIR", "MINIPC_STATE_DIR", "XDG_CACHE_HOME", "XDG_STATE_HOME")
 
 
+# Descriptors that every program run here keeps open: a lock is then held until the program has ended, even when we
+# are killed meanwhile.
+kept_open: set[int] = set()
+
+
 def say(text: str) -> None:
     """Progress for a human: on stderr, so that stdout stays for results."""
     print(text, file=sys.stderr, flush=True)
@@ -25,7 +30,13 @@ def call(*argv: str, stdin: str = "", timeout: float = 60) -> str:
     """Run a program to its end and return its stdout. Raises MinipcError with its stderr when it fails."""
     try:
         done = subprocess.run(
-            argv, input=stdin, capture_output=True, text=True, timeout=timeout, env=clean_environment()
+            argv,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=clean_environment(),
+            pass_fds=tuple(kept_open),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MinipcError(f"`{shlex.join(argv)}` failed: {error}") from error
@@ -43,6 +54,7 @@ def succeeds(*argv: str, timeout: float = 60) -> bool:
         stderr=subprocess.DEVNULL,
         timeout=timeout,
         env=clean_environment(),
+        pass_fds=tuple(kept_open),
     )
     return done.returncode == 0
 
