@@ -1,4 +1,8 @@
-"""From nothing to a machine that is verified: against a plain shell script that installs and places the same."""
+"""From nothing to a service that answers: against a plain shell script that installs and places the same.
+
+Both sides end with the same check: healthy, through the public door, with a valid certificate. A script has no more
+checks than that; ours then runs all it has, which is shown but not compared.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,8 @@ TIMES_THE_SCRIPT = 1.3
 SCRIPT_TIMEOUT_S = 900
 UNPACK_AND_RUN = "mkdir -p /root/kit && tar -x -C /root/kit && cd /root/kit && sh install.sh"
 
+ALL_CHECKS = "all checks (not compared)"
+
 Stages = dict[str, float]
 
 
@@ -37,28 +43,32 @@ def measure(run: Run, rivals: Rivals, rounds: int) -> Measurement:
     """A new machine for each run."""
     stages: dict[str, Stages] = {}
 
-    def in_phase(name: str, contestant: Callable[[Run, Rivals, Stages], None]) -> Callable[[int], Sample]:
+    def in_phase(name: str, contestant: Callable[[Stages, int], None]) -> Callable[[int], Sample]:
         def once(number: int) -> Sample:
             taken = stages[name] = {}
             before = _cpu_seconds()
             with run.phase(f"blank, {name}: {number} of {rounds}") as detail:
-                contestant(run, rivals, taken)
+                contestant(taken, number)
                 detail(_words(taken))
-            return Sample(sum(taken.values()), _cpu_seconds() - before)
+            compared = sum(seconds for stage, seconds in taken.items() if stage != ALL_CHECKS)
+            return Sample(compared, _cpu_seconds() - before)
 
         return once
 
     began = time.time()
-    contestants = {"minipc": _ours, "shell script": _script}
+    contestants: dict[str, Callable[[Stages, int], None]] = {
+        "minipc": lambda taken, number: _ours(run, taken, check_all=number == rounds),
+        "shell script": lambda taken, number: _script(run, rivals, taken),
+    }
     ours, theirs = alternate({name: in_phase(name, each) for name, each in contestants.items()}, rounds)
     last = operations(read(run.events), since=began)
     gate = Gate.judge(
-        "blank to verified: times the script", budget=TIMES_THE_SCRIPT, seen=ratio(ours, theirs), unit="×"
+        "blank to answering: times the script", budget=TIMES_THE_SCRIPT, seen=ratio(ours, theirs), unit="×"
     )
     remarks = [f"{name}, last run: {_words(taken)}" for name, taken in stages.items()]
     remarks += [f"the script is spared: {what}" for what in rivals.left_out_of_script]
     return Measurement(
-        "From nothing to a verified machine",
+        "From nothing to a service that answers",
         [ours, theirs],
         [gate],
         shares_of(last[-rivals.operations :]),
@@ -66,7 +76,7 @@ def measure(run: Run, rivals: Rivals, rounds: int) -> Measurement:
     )
 
 
-def _ours(run: Run, rivals: Rivals, taken: Stages) -> None:
+def _ours(run: Run, taken: Stages, *, check_all: bool) -> None:
     with _stage(taken, "boot"):
         machine = lab.up("bench-blank")
     try:
@@ -74,10 +84,11 @@ def _ours(run: Run, rivals: Rivals, taken: Stages) -> None:
             target = enrol(machine)
         with _stage(taken, "converge"):
             converge("lab", deploy_files(), log=run.log, events=run.events, limit=machine.name)
-        with _stage(taken, "verify"):
-            seen = verify("lab", target, [], events=run.events, log=run.log)
-        if seen.failed:
-            raise MinipcError(f"{len(seen.failed)} checks failed", f"read {run.log}")
+        with _stage(taken, "answers"):
+            wait_for_answer(target, machine.public_ipv4)
+        if check_all:
+            with _stage(taken, ALL_CHECKS):
+                verify("lab", target, [], events=run.events, log=run.log).demand()
     finally:
         lab.down(machine.name)
 
