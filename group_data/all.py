@@ -97,6 +97,10 @@ offsite_copies_days = 30
 backups_offsite = None
 # OPTIONAL. A WAL segment is archived at the latest after this many seconds: the bound of the RPO on a quiet machine.
 backups_archive_timeout_s = 300
+# OPTIONAL. How long the service may be gone after the machine is lost, seconds: 4 hours. A gate of every rehearsal.
+backups_rto_budget_s = 14400
+# OPTIONAL. How much may be lost, seconds back from the loss: 24 hours. A gate of every rehearsal.
+backups_rpo_budget_s = 86400
 # OPTIONAL. Days to which the local repository can go back; a full backup is kept until a younger one is that old.
 backups_repo1_days = 14
 # OPTIONAL. The same off-site.

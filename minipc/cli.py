@@ -150,6 +150,24 @@ def drill(repo: int | None, environment: Any, alias: str | None) -> None:
 
 
 @cli.command()
+@click.option(
+    "--target", "alias", required=True, metavar="HOST", help="The machine in the inventory, on its new hardware."
+)
+@click.option(
+    "--fingerprint", required=True, help="SHA256:… of the new machine's SSH host key, read on its own screen."
+)
+@click.option("--strict", is_flag=True, help="Exit 4 when anything was NOT EXERCISED.")
+def rebuild(alias: str, fingerprint: str, strict: bool) -> None:
+    """A lost machine comes back on a blank one, from the off-site copy alone; verified and timed."""
+    from minipc.inventory import the_target
+    from minipc.records import exit_code
+    from playbooks.rebuild import rebuild as run
+
+    target = the_target("production", alias)
+    sys.exit(exit_code(run("production", (target.alias, target.data), fingerprint), strict=strict))
+
+
+@cli.command()
 @click.argument("alias", metavar="HOST")
 @click.option("--fingerprint", required=True, help="SHA256:… of its SSH host key, read on its own screen.")
 @click.option("--inventory", "environment", type=click.Choice(["production", "lab"]), default="production")

@@ -55,6 +55,7 @@ def converge(
     log: Path,
     events: Path | None = None,
     limit: str | None = None,
+    options: Sequence[str] = (),
     env: dict[str, str] | None = None,
 ) -> None:
     """Converges the machines of an inventory.
@@ -63,13 +64,13 @@ def converge(
         files: deploy files, in order.
         log: where everything that pyinfra prints goes.
         events: where the deploys write their events (see `minipc/timeline.py`).
+        options: more options of pyinfra's, such as `--data key=value`.
 
     Raises:
         RefusedError: a guard in the deploys refused; nothing was changed.
         ConvergeError: an operation failed, the connection broke, or the run was interrupted.
     """
-    options = ["-y", *(["--limit", limit] if limit else [])]
-    command = pyinfra_command(environment, files, *options)
+    command = pyinfra_command(environment, files, "-y", *(["--limit", limit] if limit else []), *options)
     variables = os.environ | (env or {}) | ({EVENTS_VARIABLE: str(events)} if events else {})
     with log.open("ab") as output:
         output.write(f"$ {' '.join(command)}\n".encode())

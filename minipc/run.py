@@ -44,6 +44,8 @@ class Run:
     versions: dict[str, str] = field(default_factory=dict)
     artifacts: list[records.Artifact] = field(default_factory=list)
     data_classes: list[records.DataClassResult] = field(default_factory=list)
+    rto_seconds: float | None = None
+    rto_budget_seconds: float | None = None
     rpo_seconds: float | None = None
     rpo_budget_seconds: float | None = None
 
@@ -139,7 +141,8 @@ class Run:
                 checks=seen.checks,
                 exercised=exercised,
                 gates=self.gates,
-                rto_seconds=None,
+                rto_seconds=self.rto_seconds,
+                rto_budget_seconds=self.rto_budget_seconds,
                 rpo_seconds=self.rpo_seconds,
                 rpo_budget_seconds=self.rpo_budget_seconds,
                 data_classes=self.data_classes,
@@ -175,7 +178,8 @@ def _exercised(seen: records.Observed) -> records.Exercised:
         for check in seen.checks
         if check.outcome == "not-exercised"
     ]
-    gaps = [*seen.not_exercised, *gaps]
+    # Each converge of a run says it anew; it is one gap.
+    gaps = list({(gap.component, gap.what): gap for gap in [*seen.not_exercised, *gaps]}.values())
     done = sum(check.outcome != "not-exercised" for check in seen.checks)
     return records.Exercised(done=done, total=done + len(gaps), not_exercised=gaps)
 

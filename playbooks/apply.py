@@ -13,10 +13,10 @@ from minipc.display import console_for, print_summary, watch
 from minipc.errors import EXIT_FAIL, EXIT_PASS, EXIT_REFUSED, RefusedError
 from minipc.inventory import Environment, the_target
 from minipc.records import exit_code
+from minipc.remote import describe, versions
 from minipc.run import PhaseFailedError, Run
 from minipc.verdicts import SIGNS
 from minipc.verification import Verification, verify
-from playbooks.rehearse import describe, versions
 
 CONVERGE = "converge"
 

@@ -13,9 +13,9 @@ from minipc.display import print_summary, watch
 from minipc.errors import CouldNotVerifyError
 from minipc.inventory import Environment, Target, the_target
 from minipc.records import DataClassResult, Record
+from minipc.remote import describe, versions
 from minipc.run import Run
 from minipc.timeline import CheckEnd, PhaseEnd, PhaseStart
-from playbooks.rehearse import describe, versions
 
 LAST = "/var/lib/minipc/drills/last.json"
 LIMIT_S = 12 * 3600

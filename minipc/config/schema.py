@@ -165,6 +165,8 @@ class BackupsSettings(Strict):
 
     offsite: str | None
     archive_timeout_s: Annotated[int, Field(ge=10, le=3600)]
+    rto_budget_s: Seconds
+    rpo_budget_s: Seconds
     repo1_days: Annotated[int, Field(ge=7, le=3650)]
     repo2_days: Annotated[int, Field(ge=7, le=3650)]
     processes: Annotated[int, Field(ge=1, le=64)]
