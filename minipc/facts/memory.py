@@ -45,7 +45,8 @@ def remember_facts(host: Host) -> None:
             answers.clear()
             return run_shell_command(command, *args, **kwargs)
         text = command.get_raw_value() if isinstance(command, StringCommand) else command
-        question = f"{text} {args} {sorted(kwargs.items())}"
+        # By stage: whoever is asked to confirm a plan may take an hour.
+        question = f"{host.state.current_stage} {text} {args} {sorted(kwargs.items())}"
         if question not in answers:
             succeeded, output = run_shell_command(command, *args, **kwargs)
             if not succeeded:

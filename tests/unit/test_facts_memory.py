@@ -18,6 +18,7 @@ class Machine:
     name = "m"
 
     def __init__(self):
+        self.state = SimpleNamespace(current_stage="Prepare")
         self.commands = []
         self.works = True
 
@@ -64,6 +65,13 @@ def test_it_is_asked_again_once_something_was_changed(machine, change):
 def test_as_another_user_it_is_another_question(machine):
     machine.get_fact("id -un")
     machine.get_fact("id -un", _su_user="postgres")
+    assert len(machine.commands) == 2
+
+
+def test_what_the_plan_was_made_from_is_asked_again_before_it_is_carried_out(machine):
+    machine.get_fact("dpkg -l")
+    machine.state.current_stage = "Execute"
+    machine.get_fact("dpkg -l")
     assert len(machine.commands) == 2
 
 
