@@ -21,9 +21,9 @@ from minipc.converge import converge
 from minipc.display import console_for, print_summary, watch
 from minipc.git import head
 from minipc.inventory import Target
+from minipc.remote import describe
 from minipc.run import PhaseFailedError, Run, controller
 from minipc.timeline import read
-from playbooks.rehearse import describe
 
 MACHINE = "bench"
 # In this order: the packages of the machine that the first two share become the warm cache of the third.

@@ -15,9 +15,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from bench.declared import Operation, content, files_of
+from minipc.facts.backups import STATE
 from minipc.facts.release import RELEASE_FILE
 from minipc.operations import Absent, Directory, File
+from minipc.operations.backups import BIN
 from minipc.operations.files import Entry
+
+FULL_BACKUP = "minipc-backup@full.service"
 
 TREE_FILES = 5
 """From this many files of the same owner and mode below one directory on, a person would unpack an archive."""
@@ -173,12 +177,31 @@ def _cluster(book: Playbook, name: str, given: dict[str, Any]) -> None:
     book.add(name, "ansible.builtin.command", {"cmd": f"pg_createcluster {version} {cluster}", "creates": creates})
 
 
+def _recovered(book: Playbook, name: str, given: dict[str, Any]) -> None:
+    argv = [*_psql(given["port"]), "SELECT pg_is_in_recovery()"]
+    book.add(name, "ansible.builtin.command", {"argv": argv}, changed_when=False)
+
+
+def _stanza(book: Playbook, name: str, given: dict[str, Any]) -> None:
+    command = {"cmd": f"{BIN}/stanza", "creates": f"{STATE}/stanza.json"}
+    book.add(name, "ansible.builtin.command", command)
+
+
+def _first_backup(book: Playbook, name: str, given: dict[str, Any]) -> None:
+    command = {"cmd": f"systemctl start {FULL_BACKUP}", "creates": f"{STATE}/outcomes.json"}
+    book.add(name, "ansible.builtin.command", command)
+
+
+def _psql(port: int) -> list[str]:
+    return ["runuser", "-u", "postgres", "--", "psql", "-XAtq", "-p", str(port), "-c"]
+
+
 def _access(book: Playbook, name: str, given: dict[str, Any]) -> None:
     """A query each; a real playbook would also compare passwords, memberships and owners."""
     queries = [f"SELECT 1 FROM pg_roles WHERE rolname = '{role.name}'" for role in given["roles"]]
     queries += [f"SELECT 1 FROM pg_database WHERE datname = '{database.name}'" for database in given["databases"]]
     queries += [f"SELECT 1 FROM pg_extension WHERE extname = '{extension}'" for extension in given["extensions"]]
-    argv = ["runuser", "-u", "postgres", "--", "psql", "-XAtq", "-p", str(given["port"]), "-c", "{{ item }}"]
+    argv = [*_psql(given["port"]), "{{ item }}"]
     book.add(name, "ansible.builtin.command", {"argv": argv}, loop=queries, changed_when=False)
 
 
@@ -189,9 +212,12 @@ def _release(book: Playbook, name: str, given: dict[str, Any]) -> None:
 TRANSLATIONS: dict[str, Callable[[Playbook, str, dict[str, Any]], None]] = {
     "apt.packages": _packages,
     "apt.update": _package_lists,
+    "backups.first_backup_taken": _first_backup,
+    "backups.stanza_present": _stanza,
     "files.entries_present": _entries,
     "postgres.access_present": _access,
-    "postgres.cluster_created": _cluster,
+    "postgres.cluster_present": _cluster,
+    "postgres.recovery_ended": _recovered,
     "release.release_recorded": _release,
     "server.group": _group,
     "server.hostname": _host_name,

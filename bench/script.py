@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.declared import Operation, packages
-from bench.playbook import pack
+from bench.playbook import FULL_BACKUP, pack
 from minipc.operations import Absent
+from minipc.operations.backups import BIN
 from minipc.operations.files import Entry
 from minipc.operations.postgres import scram_verifier
 
@@ -20,8 +21,8 @@ MARK = "@@ "
 
 # Handled out of turn, all at once.
 _GATHERED = {"apt.packages", "apt.update", "files.entries_present", "server.group", "server.user"}
-# A tarball of files doesn't need to know what runs here.
-_NOT_NEEDED = {"release.release_recorded"}
+# Not needed the first time: nobody reads yet what runs here, and a new database has nothing to recover.
+_NOT_NEEDED = {"postgres.recovery_ended", "release.release_recorded"}
 
 
 def early_entries(operations: Sequence[Operation]) -> list[Entry]:
@@ -98,11 +99,15 @@ def _in_turn(operation: Operation) -> list[str]:
             return [f"hostnamectl hostname {given['hostname']}"]
         case "server.timezone":
             return [f"ln -sfn /usr/share/zoneinfo/{given['timezone']} /etc/localtime"]
-        case "postgres.cluster_created":
+        case "postgres.cluster_present":
             return [f"pg_createcluster {given['version']} {given['cluster']}"]
         case "postgres.access_present":
             command = f"runuser -u postgres -- psql -Xq -v ON_ERROR_STOP=1 -p {given['port']} -d postgres"
             return [f"{command} <<'SQL'", *_statements(given), "SQL"]
+        case "backups.stanza_present":
+            return [f"{BIN}/stanza"]
+        case "backups.first_backup_taken":
+            return [f"systemctl start {FULL_BACKUP}"]
         case "systemd.unit_active":
             verb = "restart" if given["unit"] != "ssh.service" else "reload"
             return [f"systemctl {verb} {given['unit']}"]
