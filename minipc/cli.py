@@ -237,9 +237,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        sys.exit(EXIT_FAIL)  # click's own 2 means "changes pending" here
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: run the same command again, it goes on where it stopped", err=True)
+        click.echo("interrupted: run the same command again", err=True)
         sys.exit(130)
     except MinipcError as error:
         click.secho(f"minipc: {error}", err=True, fg="red")

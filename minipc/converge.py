@@ -121,7 +121,8 @@ def pending_changes(payload: dict[str, Any]) -> list[PendingChange]:
 
 def _diff_lines(said: str) -> str:
     """What operations logged while pyinfra prepared: between connecting and the end, without its own headings."""
-    keep = (line for line in said.splitlines() if not line.startswith(("-->", "    [")) or "place " in line)
+    ours = ("-->", "    Loading: ", "    [")
+    keep = (line for line in said.splitlines() if not line.startswith(ours) or "place " in line)
     return "\n".join(line for line in keep if line.strip())
 
 

@@ -9,7 +9,9 @@ import fnmatch
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_address, ip_network
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -17,7 +19,7 @@ import click
 from pyinfra import context, logger
 
 from minipc.config import Settings, parse
-from minipc.errors import MinipcError, RefusedError
+from minipc.errors import ConfigError, MinipcError, RefusedError
 from minipc.facts.backups import BackupsState
 from minipc.facts.machine import IDENTITY_FILE, Admission, MachineAdmission
 from minipc.facts.memory import remember_facts
@@ -46,8 +48,11 @@ def config() -> Settings:
         signal.signal(signal.SIGINT, _interrupted)
         signal.signal(signal.SIGTERM, _interrupted)
         try:
-            admit(host.name, host.data.get("machine_identity"), host.get_fact(MachineAdmission))
-            _settings[host.name] = parse(host.data.dict(), source=f"data of {host.name}")
+            found: Admission = host.get_fact(MachineAdmission)
+            admit(host.name, host.data.get("machine_identity"), found)
+            settings = parse(host.data.dict(), source=f"data of {host.name}")
+            refuse_lockout(host.name, settings.firewall.operator_networks, found.client)
+            _settings[host.name] = settings
         except MinipcError as error:
             stop(error)
     return _settings[host.name]
@@ -122,6 +127,24 @@ def admit(name: str, pinned: str | None, found: Admission) -> None:
         )
 
 
+def refuse_lockout(name: str, operator_networks: Iterable[str], client: str) -> None:
+    """Refuses settings under which the firewall and sshd would no longer let us in.
+
+    Args:
+        client: where our connection comes from, as the machine sees it.
+
+    Raises:
+        RefusedError: that address is in none of the operator's networks.
+    """
+    networks = list(operator_networks)
+    if client and not any(ip_address(client) in ip_network(network) for network in networks):
+        raise RefusedError(
+            f"{name}: you come from {client}, which is in none of firewall_operator_networks ({', '.join(networks)}): "
+            "the firewall would lock you out",
+            "add the network you converge from; nothing was changed",
+        )
+
+
 def refuse_unsafe_options() -> None:
     """Refuses the pyinfra options that make a failure look like a success (pyinfra 3.10: `--no-wait` exits 0)."""
     params = _pyinfra_options()
@@ -131,7 +154,7 @@ def refuse_unsafe_options() -> None:
         _refuse("--dry together with -y reports no changes at all", "run with --dry alone, or `minipc plan`")
 
 
-def refuse_empty_match(hosts: Iterable[tuple[str, dict[str, Any]]], group: str) -> None:
+def refuse_empty_match(hosts: Sequence[tuple[str, dict[str, Any]]], group: str) -> None:
     """Refuses an inventory, or a --limit on it, that leaves no machine: pyinfra would do nothing and exit 0."""
     names = [name for name, _ in hosts]
     if not names and _pyinfra_options():
@@ -139,9 +162,27 @@ def refuse_empty_match(hosts: Iterable[tuple[str, dict[str, Any]]], group: str) 
             f"the inventory `{group}` has no machines",
             "bring one up with `minipc lab up`" if group == "lab" else "add your machine to inventory/production.py",
         )
+    for name, data in hosts if _pyinfra_options() else ():
+        _refuse_unpinned(name, data)
     for pattern in _pyinfra_options().get("limit") or ():
         if not any(fnmatch.fnmatch(name, pattern) for name in [*names, group]):
             _refuse(f"--limit {pattern} matches no machine; there are: {', '.join(names)}", "correct the name")
+
+
+def _refuse_unpinned(name: str, data: Mapping[str, Any]) -> None:
+    """Before pyinfra connects: without a pinned host key, or without our own key file, it could only fail obscurely."""
+    patterns = _pyinfra_options().get("limit") or ["*"]
+    if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+        return
+    known_hosts, key = Path(data["ssh_known_hosts_file"]), data.get("ssh_key")
+    if not known_hosts.exists() or not known_hosts.read_text(encoding="utf-8").strip():
+        _refuse(f"{name}: the inventory pins no SSH host key", f"`minipc adopt {name} --fingerprint SHA256:…`")
+    if key and not Path(key).is_file():
+        stop(
+            ConfigError(
+                f"{name}: there is no private key {key}", "correct `key=` in inventory/, or make one: ssh-keygen"
+            )
+        )
 
 
 def _pyinfra_options() -> dict[str, Any]:

@@ -247,7 +247,7 @@ def _weigh(run: Run, target: Target, acknowledged: list[Acknowledged], lost_at: 
                 verdict="fail" if holes or not present else "pass",
                 rows_expected=len(expected),
                 rows_found=len(present),
-                detail=f"{len(promised)} acknowledged, {len(promised) - len(present)} lost at the end, {holes} in between",
+                detail=f"{len(promised)} acknowledged, {len(promised) - len(present)} lost, {holes} of them in between",
             )
         )
     if not came_back:

@@ -260,3 +260,9 @@ class Settings(Strict):
     workload: WorkloadSettings
     edge: EdgeSettings
     dns: DnsSettings
+
+    @model_validator(mode="after")
+    def _stand_in_is_for_the_lab(self) -> Self:
+        if self.environment == "production" and self.workload.runtime == "stand-in":
+            raise ValueError("workload_runtime 'stand-in' is for the lab; in production: 'k3s'")
+        return self

@@ -17,7 +17,8 @@ _IDENTIFIER = re.compile(r"^[a-z_][a-z0-9_]{0,62}$")
 
 def _domain(value: str) -> str:
     labels = value.split(".")
-    if len(labels) >= 2 and all(_LABEL.match(label) for label in labels) and len(value) <= 253:
+    # A last label of digits only is a piece of an IPv4 address, never a name (RFC 1123, 2.1).
+    if len(labels) >= 2 and all(map(_LABEL.match, labels)) and len(value) <= 253 and not labels[-1].isdigit():
         return value
     host = re.sub(r"^[a-z+]+://", "", value.strip().lower()).split("/")[0].split(":")[0]
     nearest = ".".join(part for part in (re.sub(r"[^a-z0-9-]", "", x).strip("-") for x in host.split(".")) if part)

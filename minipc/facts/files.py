@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyinfra.api import FactBase
 
@@ -20,6 +20,7 @@ class FileState:
         kind: `stat`'s word for it, such as "regular file" or "directory".
         mode: octal digits without leading zero, such as "640".
         sha256: of the content, None for anything but a readable regular file.
+        changed: when it was last replaced or touched (ctime, epoch seconds with nanoseconds); not part of a comparison.
     """
 
     kind: str
@@ -27,6 +28,7 @@ class FileState:
     owner: str
     group: str
     sha256: str | None = None
+    changed: str = field(default="", compare=False)
 
 
 class FileStates(FactBase[dict[str, FileState]]):
@@ -35,7 +37,8 @@ class FileStates(FactBase[dict[str, FileState]]):
     def command(self, paths: Sequence[str]) -> str:
         quoted = " ".join(shlex.quote(path) for path in paths)
         return (
-            f"set -- {quoted}; stat --printf '%F\\t%a\\t%U\\t%G\\t%n\\n' -- \"$@\" 2>/dev/null; echo {_SEPARATOR}; "
+            f"set -- {quoted}; "
+            f"stat --printf '%F\\t%a\\t%U\\t%G\\t%.9Z\\t%n\\n' -- \"$@\" 2>/dev/null; echo {_SEPARATOR}; "
             'sha256sum -- "$@" 2>/dev/null; true'
         )
 
@@ -48,9 +51,9 @@ class FileStates(FactBase[dict[str, FileState]]):
         hashes = {line[66:]: line[:64] for line in output[middle + 1 :]}
         states = {}
         for line in output[:middle]:
-            kind, mode, owner, group, path = line.split("\t", 4)
+            kind, mode, owner, group, changed, path = line.split("\t", 5)
             kind = "regular file" if kind == "regular empty file" else kind
-            states[path] = FileState(kind, mode, owner, group, hashes.get(path))
+            states[path] = FileState(kind, mode, owner, group, hashes.get(path), changed)
         return states
 
 

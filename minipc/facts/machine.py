@@ -19,12 +19,14 @@ class Admission:
         user: who we are on the machine.
         version: Debian's VERSION_ID, such as "13"; empty on anything else.
         free_mb: free disk space below /var, MB.
+        client: address that our SSH connection comes from, as the machine sees it; empty without one.
     """
 
     identity: str | None
     user: str
     version: str
     free_mb: int
+    client: str = ""
 
 
 class MachineAdmission(FactBase[Admission]):
@@ -33,12 +35,13 @@ class MachineAdmission(FactBase[Admission]):
     def command(self) -> str:
         return (
             f'id -un; (. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_ID" || echo); '
-            f"df --output=avail -BM /var | tail -n 1; cat {IDENTITY_FILE} 2>/dev/null || true"
+            "df --output=avail -BM /var | tail -n 1; echo ${SSH_CONNECTION%% *}; "
+            f"cat {IDENTITY_FILE} 2>/dev/null || true"
         )
 
     def process(self, output: list[str]) -> Admission:
-        user, version, free, *identity = (line.strip() for line in output)
-        return Admission(identity[0] if identity else None, user, version, int(free.removesuffix("M")))
+        user, version, free, client, *identity = (line.strip() for line in output)
+        return Admission(identity[0] if identity else None, user, version, int(free.removesuffix("M")), client)
 
 
 class MachineSize(FactBase[dict[str, int]]):

@@ -92,10 +92,11 @@ Entry = File | Directory | Absent
 
 @dataclass(frozen=True)
 class Placed:
-    """What `place` returns: pyinfra's operation and the hash of the wanted state, for `unit(restart_on=…)`."""
+    """What `place` returns: pyinfra's operation, the wanted state's hash, and its paths, for `unit(restart_on=…)`."""
 
     operation: OperationMeta
     digest: str
+    paths: tuple[str, ...]
 
     def did_change(self) -> bool:
         """Whether a file was replaced; only known once the operation has run."""
@@ -111,8 +112,9 @@ def place(name: str, component: str, entries: Sequence[Entry], values: Mapping[s
         rendered = [render(component, entry, values or {}) for entry in entries]
     except ConfigError as error:
         stop(error)
-    announce(context.host, FileStates, [entry.path for entry in rendered])
-    return Placed(entries_present(name=name, entries=rendered), digest(rendered))
+    paths = tuple(entry.path for entry in rendered)
+    announce(context.host, FileStates, paths)
+    return Placed(entries_present(name=name, entries=rendered), digest(rendered), paths)
 
 
 def render(component: str, entry: Entry, values: Mapping[str, Any]) -> Entry:

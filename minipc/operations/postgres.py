@@ -74,8 +74,10 @@ def access_present(
         ),
     ]
     if statements:
-        # Not logged by the server: a statement that fails would leave its verifier in the log.
-        script = "\n".join(["SET log_min_error_statement = panic; SET log_min_duration_statement = -1;", *statements])
+        # Verifiers stay out of the server's log, also of a statement that fails, and out of pg_stat_statements.
+        quiet = "SET log_min_error_statement = panic; SET log_min_duration_statement = -1; "
+        quiet += "SET pg_stat_statements.track_utility = off;"
+        script = "\n".join([quiet, *statements])
         yield StringCommand(
             f"runuser -u postgres -- psql -Xq -v ON_ERROR_STOP=1 -p {port} -d postgres", _stdin=script + "\n"
         )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 from pyinfra import context
 from pyinfra.api import StringCommand, operation
 from pyinfra.api.operation import OperationMeta
 
+from minipc.facts.files import FileState, FileStates
 from minipc.facts.memory import announce, announced
 from minipc.facts.systemd import STAMPS, UnitStates, stamp_path
 from minipc.operations.files import Placed
@@ -38,25 +39,33 @@ def unit(
         reload_on: the same for files that it takes over on a reload, without dropping clients.
     """
     announce(context.host, UnitStates, [unit])
-    return unit_active(
-        name=name, unit=unit, restart_digest=_digest(restart_on), reload_digest=_digest(reload_on), enabled=enabled
-    )
-
-
-def _digest(placed: Sequence[Placed]) -> str:
-    return hashlib.sha256("".join(each.digest for each in placed).encode()).hexdigest()[:32]
+    return unit_active(name=name, unit=unit, restart_on=restart_on, reload_on=reload_on, enabled=enabled)
 
 
 @operation()
 def unit_active(
-    unit: str, restart_digest: str, reload_digest: str, enabled: bool
+    unit: str, restart_on: Sequence[Placed], reload_on: Sequence[Placed], enabled: bool
 ) -> Generator[StringCommand, None, None]:
     """Enable, reload systemd when it asks for it, restart or reload, then write the stamp."""
     host = context.host
     states: dict[str, dict[str, str]] = host.get_fact(UnitStates, units=announced(host, UnitStates))
-    steps = steps_to(states[unit], unit, restart_digest, reload_digest, enabled)
+    files: dict[str, FileState] = host.get_fact(FileStates, paths=announced(host, FileStates))
+    steps = steps_to(states[unit], unit, digest_of(restart_on, files), digest_of(reload_on, files), enabled)
     if steps:
         yield StringCommand("sh", "-c", shlex.quote("\n".join(["set -eu", *steps])))
+
+
+def digest_of(placed: Sequence[Placed], files: Mapping[str, FileState]) -> str:
+    """Hash of the wanted state and of when each file got it.
+
+    A file that was edited, loaded by a restart, and put back has its old content but a new time: the unit runs with
+    what nobody wanted, and is restarted.
+    """
+    total = hashlib.sha256()
+    for each in placed:
+        times = [files[path].changed for path in each.paths if path in files and files[path].sha256]
+        total.update(f"{each.digest} {' '.join(times)}\n".encode())
+    return total.hexdigest()[:32]
 
 
 def steps_to(state: dict[str, str], unit: str, restart_digest: str, reload_digest: str, enabled: bool) -> list[str]:

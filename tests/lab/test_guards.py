@@ -229,3 +229,23 @@ def test_killed_between_placing_and_restarting_the_restart_still_happens(site, t
     again = on(site, pid)
     assert converge(site, "redis").code == 0
     assert on(site, pid) == again, "it restarted twice"
+
+
+def test_settings_that_would_lock_us_out_are_refused(marked, inventory):
+    done = pyinfra(inventory(marked, firewall_operator_networks=["192.0.2.0/24"]))
+    assert done.code == 3, done.output
+    assert "the firewall would lock you out" in done.output
+    assert on(marked, EVERYTHING) == ""
+
+
+def test_an_edit_that_was_loaded_by_a_restart_is_taken_back_altogether(site):
+    """The file is put back, and the unit no longer runs with the edit."""
+    password = "$(sed -n 's/^user monitoring on >\\([^ ]*\\).*/\\1/p' /etc/redis/users.acl)"
+    slowlog = (
+        f'export REDISCLI_AUTH="{password}"; redis-cli --user monitoring config get slowlog-log-slower-than | tail -n1'
+    )
+    on(site, "sed -i 's/^slowlog-log-slower-than .*/slowlog-log-slower-than 77/' /etc/redis/redis.conf")
+    on(site, "systemctl restart redis-server")
+    assert on(site, slowlog).strip() == "77"
+    assert converge(site, "redis").code == 0
+    assert on(site, slowlog).strip() == "10000"

@@ -8,7 +8,7 @@ import pytest
 
 from minipc.errors import EXIT_REFUSED, RefusedError
 from minipc.facts.machine import Admission, MachineAdmission
-from minipc.guards import NEEDED_MB, admit
+from minipc.guards import NEEDED_MB, admit, refuse_lockout
 
 OURS = Admission(identity="id-1", user="root", version="13", free_mb=NEEDED_MB)
 
@@ -38,5 +38,16 @@ def test_any_other_is_refused_with_a_next_step(pinned, found, told):
 
 def test_what_the_machine_says_is_read():
     fact = MachineAdmission()
-    assert fact.process(["root", "13", " 7012M", "id-1"]) == Admission("id-1", "root", "13", 7012)
-    assert fact.process(["root", "", "12M"]) == Admission(None, "root", "", 12)
+    told = ["root", "13", " 7012M", "10.77.0.1", "id-1"]
+    assert fact.process(told) == Admission("id-1", "root", "13", 7012, "10.77.0.1")
+    assert fact.process(["root", "", "12M", ""]) == Admission(None, "root", "", 12)
+
+
+def test_settings_that_would_lock_us_out_are_refused():
+    refuse_lockout("m", ["10.77.0.0/24", "fd77::/64"], "10.77.0.1")
+    refuse_lockout("m", ["10.77.0.0/24", "fd77::/64"], "fd77::1")
+    refuse_lockout("m", ["10.77.0.0/24"], "")  # not over SSH: a console
+    with pytest.raises(
+        RefusedError, match=r"you come from 192\.168\.1\.9, which is in none of firewall_operator_networks"
+    ):
+        refuse_lockout("m", ["10.77.0.0/24"], "192.168.1.9")

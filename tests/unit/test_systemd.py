@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from minipc.operations.systemd import steps_to
+from minipc.facts.files import FileState
+from minipc.operations.files import Placed
+from minipc.operations.systemd import digest_of, steps_to
 
 RUNNING = {
     "ActiveState": "active",
@@ -65,3 +67,25 @@ def test_a_unit_that_its_condition_forbids_is_left_alone():
 def test_a_oneshot_that_ran_rests():
     assert steps(ActiveState="inactive", Type="oneshot") == ""
     assert "restart" in steps(ActiveState="failed", Type="oneshot")
+
+
+def placed(digest="d", paths=("/etc/x", "/etc/x.d")):
+    return Placed(operation=None, digest=digest, paths=paths)
+
+
+def state(changed, sha256="0" * 64):
+    return FileState("regular file", "644", "root", "root", sha256, changed)
+
+
+def test_a_file_that_was_edited_and_put_back_asks_for_a_restart():
+    """Its content is as before; when it got there is not: the unit may have been restarted with the edited one."""
+    before = digest_of([placed()], {"/etc/x": state("1.0")})
+    assert digest_of([placed()], {"/etc/x": state("1.0")}) == before
+    assert digest_of([placed()], {"/etc/x": state("2.0")}) != before
+    assert digest_of([placed(digest="e")], {"/etc/x": state("1.0")}) != before
+
+
+def test_a_directory_changes_with_each_file_in_it_and_does_not_count():
+    files = {"/etc/x": state("1.0")}
+    before = digest_of([placed()], files)
+    assert digest_of([placed()], files | {"/etc/x.d": state("9.0", sha256=None)}) == before

@@ -1,4 +1,4 @@
-"""Repositories: they can be read with what is on this machine, nobody else can read that, and a backup is never ignored."""
+"""Repositories: they can be read with what is on this machine, only by root and the database, and never ignored."""
 
 from __future__ import annotations
 
