@@ -104,6 +104,15 @@ def leave_and_remove(name: str) -> None:
         _remove_if_empty(hierarchy / PARENT)
 
 
+def processes(name: str) -> list[int]:
+    """Numbers of all processes of a machine, as the controller sees them."""
+    found: set[int] = set()
+    for hierarchy in hierarchies():
+        for group in _tree(hierarchy / PARENT / name):
+            found.update(_pids(group))
+    return sorted(found)
+
+
 def names() -> list[str]:
     """Machines and reapers that have a group, known to the lab or not."""
     parents = [hierarchy / PARENT for hierarchy in hierarchies() if (hierarchy / PARENT).exists()]
@@ -134,13 +143,17 @@ def _enable_controllers(group: Path) -> None:
 
 def _kill_tree(group: Path) -> None:
     for path in _tree(group):
-        try:
-            pids = [int(pid) for pid in (path / "cgroup.procs").read_text().split()]
-        except OSError:
-            continue  # the group went away while we looked
-        for pid in pids:
+        for pid in _pids(path):
             if pid not in (0, os.getpid()):
                 _kill(pid)
+
+
+def _pids(group: Path) -> list[int]:
+    """Empty when the group went away meanwhile."""
+    try:
+        return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []
 
 
 def _tree(group: Path) -> list[Path]:

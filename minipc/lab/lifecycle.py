@@ -90,14 +90,16 @@ def wait_until_booted(machine: Machine, *, timeout: float = BOOT_SECONDS, not_bo
     """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline and machine.running:
+        if not nspawn.answers_ssh(machine):
+            time.sleep(0.02)
+            continue
         answer = ssh.run(machine, ["sh", "-c", READ_BOOT], check=False, connect_timeout=1)
         boot, _, state = answer.stdout.strip().partition("\n")
         if state in ("running", "degraded") and boot != not_boot:
             return
         if "Host key verification failed" in answer.stderr:
             raise MinipcError(f"{machine.name}: {answer.stderr.strip()}", f"minipc lab down {machine.name}")
-        if answer.returncode != ssh.NO_CONNECTION:
-            ssh.close_connections(machine.name)  # it is going down, or not up yet
+        ssh.close_connections(machine.name)  # it is going down, or not up yet
         time.sleep(0.02)
     raise MinipcError(
         f"{machine.name} did not answer SSH within {timeout:.0f} s. The end of its console:\n"

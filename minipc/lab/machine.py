@@ -151,14 +151,14 @@ def machines_dir() -> Path:
 
 
 def load(directory: Path) -> Machine | None:
-    """The machine whose state is in `directory`; None when it was never written completely."""
+    """The machine whose state is in `directory`; None when it is not one this version wrote completely."""
     try:
         values: dict[str, Any] = json.loads((directory / "machine.json").read_text())
-    except (OSError, ValueError):
+        for key in ("owner", "process"):
+            values[key] = ProcessId(**values[key]) if values[key] else None
+        return Machine(**values)
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    for key in ("owner", "process"):
-        values[key] = ProcessId(**values[key]) if values[key] else None
-    return Machine(**values)
 
 
 def load_all() -> list[Machine]:

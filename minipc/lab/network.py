@@ -51,6 +51,14 @@ class Side:
     def ipv6_of(self, host: int) -> str:
         return str(self.ipv6[host])
 
+    def mac_of(self, host: int) -> str:
+        """Fixed, so that no neighbour's ARP cache is wrong when a machine comes or goes.
+
+        A bridge would otherwise take the lowest address among its ports and change it with them, and a new machine
+        with the address of an old one would be unreachable for half a minute.
+        """
+        return f"02:6c:61:62:{SIDES.index(self):02x}:{host:02x}"
+
 
 PUBLIC = Side(
     "public",
@@ -225,6 +233,7 @@ def _record() -> dict[str, str]:
 def _ensure_bridge(side: Side) -> None:
     if not _exists(side.bridge):
         call("ip", "link", "add", side.bridge, "type", "bridge", "stp_state", "0", "mcast_snooping", "0")
+    call("ip", "link", "set", side.bridge, "address", side.mac_of(CONTROLLER_HOST))
     Path(f"/proc/sys/net/ipv6/conf/{side.bridge}/disable_ipv6").write_text("0")
     call("ip", "address", "replace", f"{side.ipv4_of(CONTROLLER_HOST)}/{side.ipv4.prefixlen}", "dev", side.bridge)
     call(

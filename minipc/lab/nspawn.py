@@ -113,6 +113,27 @@ def nspawn_environment(machine: Machine, *, unified_controller: bool) -> dict[st
     return {"TERM": "dumb", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
 
 
+def answers_ssh(machine: Machine) -> bool:
+    """Whether something in the machine listens on the SSH port, without connecting to it.
+
+    sshd would log, and in the end refuse, connections that only look whether it is there.
+    """
+    ours = os.stat("/proc/self/ns/net").st_ino
+    for pid in cgroups.processes(machine.name):
+        try:
+            if os.stat(f"/proc/{pid}/ns/net").st_ino != ours:
+                return any(listens(Path(f"/proc/{pid}/net/{table}").read_text(), 22) for table in ("tcp", "tcp6"))
+        except OSError:
+            continue  # it ended while we looked
+    return False
+
+
+def listens(table: str, port: int) -> bool:
+    """Whether a socket of a /proc/PID/net/tcp table listens (state 0A) on `port`; see proc_pid_net(5)."""
+    rows = (line.split() for line in table.splitlines()[1:])
+    return any(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
+
+
 def upper(machine: Machine) -> Path:
     """The writable layer of a running machine, seen from outside its mount namespace."""
     return _seen_from_outside(machine, "rw") / "upper"

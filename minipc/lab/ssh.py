@@ -18,7 +18,6 @@ from minipc.lab.shell import call
 
 # Short: the path of a Unix socket has at most 107 characters.
 CONTROL_DIR = RUN_DIR / "ssh"
-NO_CONNECTION = 255  # ssh's exit code when it did not get as far as running the command
 
 
 def ssh_config_path() -> Path:

@@ -119,6 +119,9 @@ def render_networkd(subject: Machine, side: network.Side) -> str:
 [Match]
 Name={side.interface}
 
+[Link]
+MACAddress={side.mac_of(host)}
+
 [Network]
 Address={side.ipv4_of(host)}/{side.ipv4.prefixlen}
 Address={side.ipv6_of(host)}/{side.ipv6.prefixlen}

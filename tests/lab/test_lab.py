@@ -104,6 +104,19 @@ def test_machines_reach_each_other_on_both_sides(mini: Machine, offsite: Machine
         sh(mini, f"ping -c 1 -W 5 {address}")
 
 
+def test_others_are_not_disturbed_when_a_machine_comes_and_goes(mini: Machine, offsite: Machine) -> None:
+    """A bridge that changes its own address, or a reused address with another MAC, costs half a minute of silence."""
+    index = 0
+    for _ in range(2):
+        with lab.machine(unique("t-passing"), disk_gb=1) as passing:
+            index = passing.index
+            for address in (passing.public_ipv4, passing.operator_ipv4):
+                sh(offsite, f"ping -c 1 -W 2 {address}")
+        for side in SIDES:
+            sh(mini, f"ping -c 2 -i 0.2 -W 2 {offsite.public_ipv4}; ping -c 1 -W 1 {side.ipv4_of(CONTROLLER_HOST)}")
+    assert index != mini.index
+
+
 @pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
 def test_each_client_namespace_reaches_its_side_and_nothing_else(mini: Machine, side: object) -> None:
     name = side.name  # type: ignore[attr-defined]

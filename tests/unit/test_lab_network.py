@@ -20,6 +20,13 @@ def test_the_sides_do_not_overlap() -> None:
     assert not PUBLIC.ipv6.overlaps(OPERATOR.ipv6)
 
 
+def test_every_station_has_its_own_fixed_mac() -> None:
+    macs = [side.mac_of(host) for side in SIDES for host in (1, 2, 10, 209)]
+    assert len(set(macs)) == len(macs)
+    assert PUBLIC.mac_of(10) == "02:6c:61:62:00:0a"
+    assert int(macs[0].split(":")[0], 16) & 3 == 2  # locally administered, not multicast
+
+
 def test_resolvers_that_machines_can_not_reach_are_left_out() -> None:
     servers = ["127.0.0.53", "192.0.2.53", "::1", "fe80::1%eth0", "2001:db8::53"]
     text = "# x\nsearch example\n" + "".join(f"nameserver {server}\n" for server in servers)
