@@ -10,7 +10,6 @@ import click
 from minipc import lab as library
 from minipc.errors import ConfigError
 from minipc.lab.lifecycle import DEFAULT_DISK_GB
-from minipc.lab.machine import find
 
 
 @click.group()
@@ -50,6 +49,14 @@ def down(names: tuple[str, ...], everything: bool) -> None:
         click.echo(f"{name}: no such machine")
 
 
+@lab.command()
+@click.argument("name")
+def start(name: str) -> None:
+    """Boot a kept machine that is off, from the disk it has."""
+    library.start(_existing(name))
+    click.echo(f"{name} is up")
+
+
 @lab.command(name="list")
 def list_() -> None:
     """Machines with their state and addresses."""
@@ -64,8 +71,12 @@ def list_() -> None:
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(name: str, command: tuple[str, ...]) -> None:
     """A root shell on a machine, or one command after `--`."""
-    machine = find(name)
+    argv = library.ssh_command(_existing(name), *command)
+    os.execvp(argv[0], argv)  # noqa: S606 - the shell takes over the terminal
+
+
+def _existing(name: str) -> library.Machine:
+    machine = library.find(name)
     if machine is None:
         raise ConfigError(f"there is no machine named {name!r}", "minipc lab list")
-    argv = library.ssh_command(machine, *command)
-    os.execvp(argv[0], argv)  # noqa: S606 - the shell takes over the terminal
+    return machine

@@ -271,6 +271,26 @@ def test_a_disk_that_could_fill_the_controllers_is_refused() -> None:
     assert lab.find(name) is None
 
 
+def test_a_machine_for_k3s_can_run_containers_and_reaches_no_further() -> None:
+    before = {name: Path("/proc/sys", name).read_text() for name in CONTROLLER_SYSCTLS}
+    with lab.machine(unique("t-k3s"), disk_gb=2, k3s=True) as machine:
+        assert sh(machine, "systemctl is-system-running").stdout == "running\n"
+        hungry = "systemd-run --quiet --wait -p MemoryMax={} sh -c 'head -c 100M /dev/zero | tail'"
+        assert sh(machine, hungry.format("300M"), check=False).returncode == 0
+        assert sh(machine, hungry.format("20M"), check=False).returncode != 0
+        assert sh(machine, "findmnt -n -o PROPAGATION /").stdout == "shared\n"
+        overlay = "cd /var/lib/rancher && mkdir l u w m && mount -t overlay o -o lowerdir=l,upperdir=u,workdir=w m"
+        sh(machine, f"{overlay} && touch m/file && test -e u/file")
+        sh(machine, "echo x > /dev/kmsg")
+        sh(machine, "sysctl -w vm.overcommit_memory=1 kernel.panic=10", check=False)
+        sh(machine, "mount -t proc p /mnt && echo 1 > /mnt/sys/vm/swappiness", check=False)
+        assert sh(machine, "date -s 2020-01-01", check=False).returncode != 0
+        assert sh(machine, "mknod /root/dev b 254 0", check=False).returncode != 0
+        lab.reboot(machine)
+        assert sh(machine, "test -e /var/lib/rancher/u/file && systemctl is-system-running").stdout == "running\n"
+    assert {name: Path("/proc/sys", name).read_text() for name in CONTROLLER_SYSCTLS} == before
+
+
 # --- power ------------------------------------------------------------------------------------------------------
 
 
