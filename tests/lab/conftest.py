@@ -19,7 +19,10 @@ from minipc.errors import MinipcError
 from minipc.paths import ROOT
 
 BIN = Path(sys.executable).parent
+# The rehearsal loses `test-site`; what it leaves is the machine that took its place, and the off-site one.
 MACHINE = "test-site"
+REBUILT = f"{MACHINE}-2"
+OFFSITE = f"offsite-{MACHINE}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -73,23 +76,33 @@ class Rehearsal:
 @pytest.fixture(scope="session")
 def rehearsal(lab_ready: None) -> Iterator[Rehearsal]:
     """The whole story once; its machine stays up for the other tests."""
-    lab.down(MACHINE)
-    done = run("minipc", "rehearse", "--keep", "--name", MACHINE, timeout_s=900)
+    lab.down([MACHINE, REBUILT, OFFSITE])
+    done = run("minipc", "rehearse", "--keep", "--name", MACHINE, timeout_s=1500)
     try:
         found = re.search(r"Record\s+(\S+)", done.output)
         assert found, done.output
         record = json.loads(Path(found[1]).read_text())
         yield Rehearsal(done, record, ROOT / "reports" / record["id"])
     finally:
-        lab.down(MACHINE)
+        lab.down([MACHINE, REBUILT, OFFSITE])
+
+
+def _machine(name: str) -> lab.Machine:
+    machine = next((each for each in lab.list_machines() if each.name == name), None)
+    assert machine, f"the rehearsal left no machine {name}"
+    return machine
 
 
 @pytest.fixture(scope="session")
 def site(rehearsal: Rehearsal) -> lab.Machine:
-    """A machine with everything on it. A test that breaks something mends it."""
-    machine = next((each for each in lab.list_machines() if each.name == MACHINE), None)
-    assert machine, "the rehearsal left no machine"
-    return machine
+    """A machine with everything on it: the rebuilt one. A test that breaks something mends it."""
+    return _machine(REBUILT)
+
+
+@pytest.fixture(scope="session")
+def offsite(rehearsal: Rehearsal) -> lab.Machine:
+    """The machine that keeps its backups."""
+    return _machine(OFFSITE)
 
 
 @pytest.fixture

@@ -1,0 +1,100 @@
+"""Restore or refuse: a lost database is never answered by an empty one, and a lost machine is locked out."""
+
+from __future__ import annotations
+
+import pytest
+
+from minipc.inventory import the_target
+from minipc.run import Run
+from playbooks import rebuild
+from tests.lab.conftest import converge, on
+
+DATA = "/var/lib/postgresql/17/main"
+RESTORE = ("--data", "postgres_from_backup=restore")
+HIDE_REPO1 = "mv /var/lib/pgbackrest /var/lib/pgbackrest.aside; install -d -o postgres -g postgres /var/lib/pgbackrest"
+SHOW_REPO1 = "rm -rf /var/lib/pgbackrest; mv /var/lib/pgbackrest.aside /var/lib/pgbackrest"
+CONF = "/etc/pgbackrest/pgbackrest.conf"
+USERS = "runuser -u postgres -- psql -XAtq -d workload -c 'SELECT count(*) FROM notification_settings'"
+
+
+@pytest.fixture
+def lost(site):
+    """The site without its data directory: stopped and moved aside, and put back if the test left none."""
+    on(site, "runuser -u postgres -- psql -qc 'SELECT pg_switch_wal()' -d postgres >/dev/null; sleep 3")
+    before = on(site, USERS)
+    on(site, f"systemctl stop postgresql@17-main; rm -rf {DATA}.aside; mv {DATA} {DATA}.aside")
+    yield before
+    on(site, f"[ -s {DATA}/PG_VERSION ] || {{ rm -rf {DATA}; mv {DATA}.aside {DATA}; }}; rm -rf {DATA}.aside")
+    assert converge(site, options=RESTORE).code == 0
+
+
+def test_a_database_that_is_gone_is_not_answered_by_an_empty_one(site, lost):
+    done = converge(site, "postgres")
+    assert done.code != 0
+    assert "there is no database here, but there is a backup of one" in done.output
+    assert "minipc rebuild" in done.output
+    assert on(site, f"ls {DATA} 2>/dev/null || true") == ""
+
+    assert converge(site, "postgres", options=RESTORE).code == 0
+    assert on(site, USERS) == lost
+
+
+def test_a_restore_that_was_cut_off_begins_anew(site, lost):
+    on(
+        site,
+        f"install -d -o postgres -m 700 {DATA}; echo half > {DATA}/backup_label; chown postgres {DATA}/backup_label",
+    )
+    refused = converge(site, "postgres", options=RESTORE)
+    assert refused.code != 0
+    assert "is not empty; it is never overwritten" in refused.output, "without the mark it could be anybody's"
+
+    on(site, "touch /var/lib/minipc/backups/restore-unfinished")
+    assert converge(site, "postgres", options=RESTORE).code == 0
+    assert on(site, USERS) == lost
+    assert on(site, "ls /var/lib/minipc/backups/restore-unfinished 2>/dev/null || true") == ""
+
+
+def test_without_the_local_repository_the_off_site_one_serves(site, lost):
+    on(site, HIDE_REPO1)
+    try:
+        done = converge(site, "postgres", options=RESTORE)
+        assert done.code == 0, done.output
+        assert '"repo": 2' in on(site, "cat /var/lib/minipc/backups/restore.json")
+        assert on(site, USERS) == lost
+    finally:
+        on(site, SHOW_REPO1)
+
+
+def test_a_repository_that_does_not_answer_is_no_reason_for_an_empty_database(site, offsite, lost):
+    on(site, HIDE_REPO1)
+    on(offsite, "systemctl stop minipc-sftp")
+    try:
+        done = converge(site, "postgres", options=RESTORE)
+        assert done.code != 0
+        assert "repo2 can't be asked" in done.output
+        assert on(site, f"ls {DATA} 2>/dev/null || true") == ""
+    finally:
+        on(offsite, "systemctl start minipc-sftp")
+        on(site, SHOW_REPO1)
+
+
+def test_a_wrong_passphrase_is_told_and_makes_no_database(site, lost):
+    on(site, f"cp -a {CONF} /root/kept.conf; sed -i 's/cipher-pass=.*/cipher-pass=wrong/' {CONF}")
+    try:
+        done = on(site, "/usr/local/lib/minipc/restore restore 2>&1; echo code $?")
+        assert "code 4" in done, done
+        assert on(site, f"ls {DATA} 2>/dev/null || true") == ""
+    finally:
+        on(site, f"mv /root/kept.conf {CONF}")
+
+
+def test_the_lost_machine_is_locked_out_when_it_comes_back(site):
+    """The site plays the old machine: after the fence its key archives nothing any more."""
+    check = "cd / && runuser -u postgres -- pgbackrest --stanza=main --repo=2 info 2>&1; echo code $?"
+    assert "code 0" in on(site, check)
+    rebuild.fence(Run("rebuild"), "lab", the_target("lab", site.name))
+    try:
+        assert "code 0" not in on(site, check)
+    finally:
+        assert converge(site, "repositories").code == 0, "with the new key it is the new machine again"
+    assert "code 0" in on(site, check)
