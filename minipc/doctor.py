@@ -13,7 +13,7 @@ from minipc.errors import EXIT_FAIL, EXIT_PASS, MinipcError
 from minipc.paths import cache_dir
 from minipc.verdicts import SIGNS
 
-FREE_GB = 10
+FREE_GB = 20
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def test_every_page_is_in_the_index():
 def commands(text: str) -> Iterator[list[str]]:
     """The words after `minipc` of each command line in a text."""
     for line in text.splitlines():
-        for found in re.finditer(r"(?:^|[\s(`/])minipc ((?!is |: )[a-z\-\[].*)", line):
+        for found in re.finditer(r"(?:^|[\s(`/])minipc ((?!is |import |: )[a-z\-\[].*)", line):
             rest = re.split(r"\s#|\s[|<>]\s|&&|;|`|\"\$\(|\)", found[1])[0]
             yield shlex.split(rest.replace("'", "").replace('"', ""))
 
