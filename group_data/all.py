@@ -222,7 +222,7 @@ edge_log_days = 30
 dns_provider = "none"
 # REQUIRED unless the provider is "none": the zone, such as "example.org".
 dns_zone = None
-# REQUIRED unless the provider is "none": the names that lead to this machine, each {"name": "…", "type": "A" or "AAAA"}.
+# REQUIRED unless the provider is "none": the names that lead to this machine: {"name": "…", "type": "A" or "AAAA"}.
 dns_records = []
 # OPTIONAL. How long resolvers keep an answer, seconds. 300: after a rebuild elsewhere nobody waits longer than that.
 dns_ttl_s = 300

@@ -107,20 +107,21 @@ class Run:
         runtime: Literal["k3s", "stand-in"] | None,
         converge_phase: str,
         overrides: list[records.Override],
-        components: Sequence[str] = (),
+        components: Sequence[str] | None = (),
         role: Role = "mini",
     ) -> records.Record:
         """The record of the run, with the verdict that its parts add up to.
 
         Args:
             converge_phase: whose operations the rows of the components count.
-            components: which of them took part; all of the machine's when none is named.
+            components: which of them took part; all of the machine's when empty, no rows when None.
             role: of the machine.
         """
         ended = datetime.now(UTC)
         seen = records.observe(read(self.events), ended=ended)
         converged = [operation for operation in seen.operations if operation.phase == converge_phase]
-        rows = [_component(each, converged, seen) for each in select(components, role)]
+        chosen = [] if components is None else select(components, role)
+        rows = [_component(each, converged, seen) for each in chosen]
         exercised = _exercised(seen)
         commit = head()
         return records.conclude(

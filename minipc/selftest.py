@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ import click
 from minipc.errors import EXIT_FAIL, EXIT_PASS, MinipcError
 from minipc.lab.prerequisites import ensure_prerequisites
 from minipc.paths import ROOT
+from minipc.records import Target
+from minipc.run import Run, controller
+from minipc.variables import EVENTS_VARIABLE
 
 _BIN = Path(sys.executable).parent
 _STATIC = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
@@ -27,7 +31,7 @@ def run_tests(long: bool, pytest_args: Sequence[str]) -> int:
     """
     trouble = _prepare()
     results = [] if pytest_args else [_run(command) for command in _STATIC]
-    results.append(_pytest(long, pytest_args))
+    results.append(_recorded(pytest_args) if long else _pytest(["-m", "not long"], pytest_args, {}))
     if trouble:
         click.echo(f"NOT EXERCISED: everything in tests/lab: {trouble}")
     return EXIT_FAIL if any(results) else EXIT_PASS
@@ -47,9 +51,34 @@ def _run(command: Sequence[str]) -> int:
     return subprocess.run([str(_BIN / command[0]), *command[1:]], cwd=ROOT, stdin=subprocess.DEVNULL).returncode
 
 
-def _pytest(long: bool, pytest_args: Sequence[str]) -> int:
-    selection = [] if long else ["-m", "not long"]
-    command = [str(_BIN / "pytest"), "-rs", "--durations=8", *selection, *(pytest_args or ["tests/unit", "tests/lab"])]
+def _recorded(pytest_args: Sequence[str]) -> int:
+    """All tests, with a dated record of what ran."""
+    run = Run("test-long")
+    with run.phase("tests"):
+        code = _pytest(["-p", "minipc.verification_plugin"], pytest_args, {EVENTS_VARIABLE: str(run.events)})
+    record = run.conclude(
+        target=_this_machine(), group="lab", runtime=None, converge_phase="", overrides=[], components=None
+    )
+    report, path = run.publish(record)
+    click.echo(f"Report {report}\nRecord {path}")
+    return code
+
+
+def _this_machine() -> Target:
+    here = controller()
+    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**2
+    return Target(
+        backend="controller",
+        name=platform.node(),
+        os=here.os,
+        kernel=platform.release(),
+        cpus=os.cpu_count() or 0,
+        memory_mb=memory_mb,
+    )
+
+
+def _pytest(options: Sequence[str], pytest_args: Sequence[str], env: dict[str, str]) -> int:
+    command = [str(_BIN / "pytest"), "-rs", "--durations=8", *options, *(pytest_args or ["tests/unit", "tests/lab"])]
     click.echo(f"$ {' '.join(command[1:])}")
-    env = os.environ | {"PYTHONUNBUFFERED": "1"}
-    return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=env).returncode
+    variables = os.environ | {"PYTHONUNBUFFERED": "1"} | env
+    return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=variables).returncode

@@ -12,7 +12,9 @@ from minipc.variables import EVENTS_VARIABLE
 from minipc.verdicts import Outcome
 
 _OUTCOMES: dict[str, Outcome] = {"passed": "passed", "failed": "failed", "skipped": "not-exercised"}
-_writer = EventWriter(os.environ[EVENTS_VARIABLE]) if os.environ.get(EVENTS_VARIABLE) else None
+# Taken out of the environment: what a test starts has events of its own, or none.
+_events = os.environ.pop(EVENTS_VARIABLE, "")
+_writer = EventWriter(_events) if _events else None
 _setup_seconds: dict[str, float] = {}
 
 

@@ -11,6 +11,7 @@ from pyinfra.api import FactBase
 _QUERY = """
 SELECT json_build_object(
   'recovering', pg_is_in_recovery(),
+  'restored', EXISTS (SELECT FROM pg_file_settings WHERE name = 'restore_command'),
   'roles', (SELECT coalesce(json_object_agg(rolname, json_build_object(
       'verifier', rolpassword, 'login', rolcanlogin, 'super', rolsuper,
       'memberships', ARRAY(SELECT b.rolname FROM pg_auth_members m JOIN pg_roles b ON b.oid = m.roleid

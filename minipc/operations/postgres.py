@@ -42,13 +42,18 @@ def cluster_present(version: str, cluster: str, from_backup: str) -> Generator[S
 
 @operation()
 def recovery_ended(port: int) -> Generator[StringCommand, None, None]:
-    """Waits until a restored database has replayed its WAL; nothing to do for one that takes writes already."""
-    if context.host.get_fact(PostgresAccess, port=port).get("recovering") is not False:
-        query = f"runuser -u postgres -- psql -XAtq -p {port} -d postgres -c 'SELECT pg_is_in_recovery()'"
+    """Waits until a restored database has replayed its WAL, then forgets how it got it; else nothing to do."""
+    found = context.host.get_fact(PostgresAccess, port=port)
+    psql = f"runuser -u postgres -- psql -XAtq -p {port} -d postgres"
+    if found.get("recovering") is not False:
         yield StringCommand(
-            f'for i in $(seq {RECOVERY_TIMEOUT_S}); do [ "$({query} 2>/dev/null)" = f ] && exit 0; sleep 1; done; '
+            f"for i in $(seq {RECOVERY_TIMEOUT_S}); do "
+            f"[ \"$({psql} -c 'SELECT pg_is_in_recovery()' 2>/dev/null)\" = f ] && exit 0; sleep 1; done; "
             "tail -n 20 /var/log/postgresql/*.log >&2; exit 1"
         )
+    if found.get("restored") is not False:
+        # pgBackRest left it in postgresql.auto.conf; the settings are those of the file that the converge places.
+        yield StringCommand(f"{psql} -c 'ALTER SYSTEM RESET restore_command' -c 'SELECT pg_reload_conf()'")
 
 
 @operation()
