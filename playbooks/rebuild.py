@@ -132,7 +132,7 @@ def finish(run: Run, environment: Environment, target: Target) -> None:
     with run.phase("backups again", "and everything that is left"):
         converge(environment, deploy_files(), log=run.log, events=run.events, limit=target.alias, options=RESTORE)
     run.versions |= versions(target)
-    with run.phase("verify the rebuilt machine", "from both sides") as say:
+    with run.phase("verify again", "from both sides") as say:
         say(verify(environment, target, [], events=run.events, log=run.log).demand().summary)
 
 

@@ -197,7 +197,7 @@ def _lose_and_rebuild(run: Run, cast: Cast, target: Target) -> None:
         target = cast.boot(f"{name}-2")
     rebuild.fence(run, "lab", target)
     back = rebuild.come_back(run, "lab", target, data_is_back=lambda _: _weigh(run, target, acknowledged, lost_at))
-    with run.phase("the public name answers", "through the edge, from the public side") as detail:
+    with run.phase("public name", "through the edge, from the public side") as detail:
         _wait_for_answer(cast.machines[target.alias], target)
         run.rto_seconds = time.time() - lost_at
         run.rto_budget_seconds = target.settings.backups.rto_budget_s

@@ -42,9 +42,9 @@ def test_its_record_is_valid_and_complete(rehearsal):
         "data",
         "service",
         "public door",
-        "the public name answers",
+        "public name",
         "backups again",
-        "verify the rebuilt machine",
+        "verify again",
     ]
     gates = {gate.name: gate for gate in record.gates}
     assert gates["changes of the second converge"].seen == 0
