@@ -30,6 +30,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.lab)
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(600, func_only=True))
 
 
 @dataclass(frozen=True)
