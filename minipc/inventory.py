@@ -56,9 +56,9 @@ def target(
     return alias, entry | data
 
 
-def offsite_machine(alias: str, address: str, *, environment: Environment = "production", **data: Any) -> HostEntry:
+def offsite_machine(alias: str, address: str, *, group: Environment = "production", **data: Any) -> HostEntry:
     """The off-site machine, an entry as `target` makes it: its own host name, and open ports of its own."""
-    values = group_data(environment)
+    values = group_data(group)
     ports = [values["offsite_sftp_port"], values["offsite_rest_port"]]
     return target(alias, address, **{"host_name": alias, "firewall_public_tcp": ports} | data)
 

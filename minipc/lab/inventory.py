@@ -52,10 +52,12 @@ def entry(machine: Machine, **data: Any) -> HostEntry:
     pin = Pin(host_key=machine.host_key, identity=adopted.identity if adopted and same else None)
     data |= {"host_operator_keys": [client_public_key()]}
     if is_offsite(machine.name):
+        # What the group says of the mini PC's name and ports is not the off-site machine's.
+        data = {key: value for key, value in data.items() if key not in ("host_name", "firewall_public_tcp")}
         # Reached where the public is, as an off-site machine would be.
         data |= {"offsite_address": machine.public_ipv4}
         return offsite_machine(
-            machine.name, machine.ssh_host, environment="lab", user="root", key=client_key(), pin=pin, **data
+            machine.name, machine.ssh_host, group="lab", user="root", key=client_key(), pin=pin, **data
         )
     data |= {"backups_offsite": _offsite_of(machine.name)}
     return target(machine.name, machine.ssh_host, user="root", key=client_key(), pin=pin, **data)
