@@ -19,8 +19,9 @@ from minipc.errors import MinipcError
 from minipc.paths import ROOT
 
 BIN = Path(sys.executable).parent
-# The rehearsal loses `test-site`; what it leaves is the machine that took its place, and the off-site one.
-MACHINE = "test-site"
+# The rehearsal loses it; what is left is the machine that took its place, and the off-site one.
+# A name of its own for each run: two clones may be tested side by side.
+MACHINE = f"test-{os.getpid()}"
 REBUILT = f"{MACHINE}-2"
 OFFSITE = f"offsite-{MACHINE}"
 
