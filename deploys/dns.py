@@ -7,12 +7,12 @@ import json
 
 from pyinfra import host
 from pyinfra.api import deploy
-from pyinfra.operations import apt, systemd
+from pyinfra.operations import systemd
 
 from minipc.dns.cloudflare import TOKEN
 from minipc.dns.follow import CODE, CONFIG_FILE, SHIPPED
 from minipc.guards import config, not_exercised, secrets
-from minipc.operations import HOLD_STARTS, Absent, Content, File, place, unit
+from minipc.operations import Absent, Content, File, install, place, unit
 from minipc.paths import ROOT
 
 SERVICE = "/etc/systemd/system/minipc-dns.service"
@@ -36,7 +36,7 @@ def dns() -> None:
     token = secrets({"token": TOKEN})["token"]
 
     # install
-    apt.packages(name="install packages", packages=["python3-httpx"], _env=HOLD_STARTS)
+    install(name="install packages", packages=["python3-httpx"])
     code = place(
         name="place the code",
         component="dns",

@@ -4,10 +4,9 @@ pyinfra inventory/production.py deploys/edge.py
 """
 
 from pyinfra.api import deploy
-from pyinfra.operations import apt
 
 from minipc.guards import config
-from minipc.operations import HOLD_STARTS, Directory, File, place, unit
+from minipc.operations import Directory, File, install, place, unit
 
 
 @deploy("edge")
@@ -15,7 +14,7 @@ def edge() -> None:
     settings = config()
 
     # install
-    apt.packages(name="install packages", packages=["caddy"], _env=HOLD_STARTS)
+    install(name="install packages", packages=["caddy"])
 
     # configure
     files = place(

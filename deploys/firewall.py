@@ -6,10 +6,9 @@ pyinfra inventory/production.py deploys/firewall.py
 from ipaddress import ip_network
 
 from pyinfra.api import deploy
-from pyinfra.operations import apt
 
 from minipc.guards import config
-from minipc.operations import HOLD_STARTS, Absent, File, place, unit
+from minipc.operations import Absent, File, install, place, unit
 
 
 @deploy("firewall")
@@ -18,7 +17,7 @@ def firewall() -> None:
     networks = [ip_network(network) for network in settings.firewall.operator_networks]
 
     # install
-    apt.packages(name="install packages", packages=["nftables"], _env=HOLD_STARTS)
+    install(name="install packages", packages=["nftables"])
 
     # configure
     rules = place(

@@ -7,7 +7,7 @@ from pyinfra.api import deploy
 from pyinfra.operations import apt, server
 
 from minipc.guards import config
-from minipc.operations import HOLD_STARTS, Absent, Content, Directory, File, place, unit
+from minipc.operations import Absent, Content, Directory, File, install, place, unit
 
 DAY = 86400  # apt-daily.timer refreshes the lists each day: on a living machine this never changes anything
 SOURCES = "/etc/apt/sources.list.d/debian.sources"
@@ -40,7 +40,7 @@ def host() -> None:
         apt_files += [File("debian.sources.j2", SOURCES), Absent("/etc/apt/sources.list")]
     place(name="configure apt", component="host", entries=apt_files, values={"host": settings.host})
     apt.update(name="update package lists", cache_time=4 * DAY)
-    apt.packages(name="install packages", packages=PACKAGES, _env=HOLD_STARTS)
+    install(name="install packages", packages=PACKAGES)
     server.group(name="create the operator's group", group=operator)
     server.user(
         name="create the operator's account",

@@ -5,11 +5,11 @@ pyinfra --limit offsite inventory/production.py deploys/offsite.py
 
 from pyinfra import host
 from pyinfra.api import deploy
-from pyinfra.operations import apt, server
+from pyinfra.operations import server
 
 from minipc import keys
 from minipc.guards import config, secrets
-from minipc.operations import HOLD_STARTS, Content, Directory, File, SecretFile, place, unit
+from minipc.operations import Content, Directory, File, SecretFile, install, place, unit
 from minipc.secrets.catalogue import REST_PASSWORD, SFTP_HOST_KEY, SFTP_KEY, TLS_KEY
 
 HOME = "/srv/minipc-offsite"
@@ -25,7 +25,7 @@ def offsite() -> None:
     address = settings.offsite.address or host.data.ssh_hostname
 
     # install
-    apt.packages(name="install packages", packages=["openssh-server", "restic-rest-server", "rsync"], _env=HOLD_STARTS)
+    install(name="install packages", packages=["openssh-server", "restic-rest-server", "rsync"])
     server.user(
         name="create the account",
         user="minipc-sftp",

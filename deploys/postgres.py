@@ -5,11 +5,10 @@ pyinfra inventory/production.py deploys/postgres.py
 
 from pyinfra import host
 from pyinfra.api import deploy
-from pyinfra.operations import apt
 
 from minipc.facts.machine import MachineSize
 from minipc.guards import config, secrets
-from minipc.operations import HOLD_STARTS, File, place, unit
+from minipc.operations import File, install, place, unit
 from minipc.operations.postgres import access_present, cluster_present, recovery_ended
 from minipc.sizes import postgres_memory
 
@@ -24,12 +23,12 @@ def postgres() -> None:
     memory = postgres_memory(host.get_fact(MachineSize)["memory_mb"], settings.postgres.shared_buffers_percent)
 
     # install
-    place(
+    forbidden = place(
         name="forbid an accidental cluster",
         component="postgres",
         entries=[File("createcluster.conf", "/etc/postgresql-common/createcluster.conf")],
     )
-    apt.packages(name="install packages", packages=[f"postgresql-{VERSION}"], _env=HOLD_STARTS)
+    install(name="install packages", packages=[f"postgresql-{VERSION}"], after=forbidden)
     cluster_present(
         name="have the database: restored, else new",
         version=VERSION,

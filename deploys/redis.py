@@ -4,10 +4,9 @@ pyinfra inventory/production.py deploys/redis.py
 """
 
 from pyinfra.api import deploy
-from pyinfra.operations import apt
 
 from minipc.guards import config, secrets
-from minipc.operations import HOLD_STARTS, Directory, File, SecretFile, place, unit
+from minipc.operations import Directory, File, SecretFile, install, place, unit
 
 
 @deploy("redis")
@@ -16,7 +15,7 @@ def redis() -> None:
     passwords = secrets({user.name: f"redis.password.{user.name}" for user in settings.redis.users})
 
     # install
-    apt.packages(name="install packages", packages=["redis-server"], _env=HOLD_STARTS)
+    install(name="install packages", packages=["redis-server"])
 
     # configure
     files = place(

@@ -11,12 +11,11 @@ from typing import Any
 
 from pyinfra import inventory
 from pyinfra.api import deploy
-from pyinfra.operations import apt
 
 from minipc import keys
 from minipc.components import backup_paths
 from minipc.guards import config, not_exercised, refuse_another_database, secrets
-from minipc.operations import HOLD_STARTS, Content, Directory, File, SecretFile, place
+from minipc.operations import Content, Directory, File, SecretFile, install, place
 from minipc.secrets.catalogue import (
     REST_PASSWORD,
     RESTIC_PASSWORD,
@@ -48,7 +47,7 @@ def repositories() -> None:
     found = secrets(names)
 
     # install
-    apt.packages(name="install packages", packages=["pgbackrest", "python3", "restic"], _env=HOLD_STARTS)
+    install(name="install packages", packages=["pgbackrest", "python3", "restic"])
 
     # configure
     pgbackrest = [

@@ -4,10 +4,10 @@ pyinfra inventory/lab.py deploys/workload.py
 """
 
 from pyinfra.api import deploy
-from pyinfra.operations import apt, server
+from pyinfra.operations import server
 
 from minipc.guards import config, not_exercised, secrets
-from minipc.operations import HOLD_STARTS, Content, Directory, File, SecretFile, place, unit
+from minipc.operations import Content, Directory, File, SecretFile, install, place, unit
 from minipc.paths import ROOT
 
 INSTALL_DIR = "/opt/workload"
@@ -28,7 +28,7 @@ def workload() -> None:
 
     # install
     packages = (SOURCE / "packages.txt").read_text(encoding="utf-8").split()
-    apt.packages(name="install packages", packages=packages, _env=HOLD_STARTS)
+    install(name="install packages", packages=packages)
     # Its home is the code, which stays root's.
     server.user(
         name="create the account",

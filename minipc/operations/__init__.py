@@ -1,6 +1,7 @@
 """Our own pyinfra operations: only what the stock ones can't do (docs/decisions/0003-placing-files.md)."""
 
 from minipc.operations.files import Absent, Content, Directory, File, Placed, SecretFile, place
-from minipc.operations.systemd import HOLD_STARTS, unit
+from minipc.operations.packages import HOLD_STARTS, install
+from minipc.operations.systemd import unit
 
-__all__ = ["HOLD_STARTS", "Absent", "Content", "Directory", "File", "Placed", "SecretFile", "place", "unit"]
+__all__ = ["HOLD_STARTS", "Absent", "Content", "Directory", "File", "Placed", "SecretFile", "install", "place", "unit"]

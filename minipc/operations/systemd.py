@@ -21,9 +21,6 @@ from minipc.operations.files import Placed
 
 _STARTS_AT_BOOT = {"enabled", "enabled-runtime", "static", "generated", "alias", "indirect"}
 
-HOLD_STARTS = {"MINIPC_HOLD_STARTS": "1"}
-"""`_env` for `apt.packages`: a package's own service is not started before it is configured (policy-rc.d)."""
-
 
 def unit(
     name: str,

@@ -50,7 +50,9 @@ def test_every_operation_is_named_and_every_deploy_is_guarded(name):
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     modules = {"apt", "server", "files", "systemd"}
     called = [(call, ast.unparse(call.func)) for call in calls]
-    operations = [call for call, name in called if name in {"place", "unit"} or name.split(".")[0] in modules]
+    operations = [
+        call for call, name in called if name in {"install", "place", "unit"} or name.split(".")[0] in modules
+    ]
     assert operations or name == "release"
     for call in operations:
         assert any(keyword.arg == "name" for keyword in call.keywords), ast.unparse(call)
