@@ -75,7 +75,7 @@ def configure(rivals: Rivals, alias: str, data: dict[str, Any]) -> None:
     (rivals.folder / "hosts.yml").write_text("all:\n  hosts:\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
-def play(rivals: Rivals, programs: Path, log: Path) -> tuple[Sample, int]:
+def play(rivals: Rivals, programs: Path, log: Path, alias: str) -> tuple[Sample, int]:
     """Runs the playbook; returns how long it took and how many tasks changed something.
 
     Raises:
@@ -83,7 +83,7 @@ def play(rivals: Rivals, programs: Path, log: Path) -> tuple[Sample, int]:
     """
     before = log.stat().st_size if log.exists() else 0
     variables = {"ANSIBLE_CONFIG": str(rivals.folder / "ansible.cfg"), "LC_ALL": "C.UTF-8", "ANSIBLE_NOCOLOR": "1"}
-    sample = timed([str(programs / "ansible-playbook"), str(rivals.folder / "site.yml")], log, variables)
+    sample = timed([str(programs / "ansible-playbook"), str(rivals.folder / "site.yml")], log, alias, variables)
     return sample, changed_tasks(log.read_text(errors="replace")[before:])
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.results import Measurement
-from bench.timing import Sample, alternate, ratio, timed
+from bench.timing import Sample, alternate, cpu_ratio, ratio, timed
 from minipc import ssh
 from minipc.components import select
 from minipc.inventory import Target
@@ -36,13 +36,17 @@ def measure(run: Run, target: Target, rounds: int) -> Measurement:
     gate = Gate.judge(
         "verify: testinfra takes", budget=FASTER_THAN_TESTINFRA, seen=ratio(theirs, ours), unit="×", bound="at-least"
     )
-    return Measurement("All checks that disturb nothing, on a converged machine", [ours, theirs], [gate])
+    remarks = [f"CPU: testinfra takes {cpu_ratio(theirs, ours):.1f} × ours"]
+    title = "All checks that disturb nothing, on a converged machine"
+    return Measurement(title, [ours, theirs], [gate], remarks=remarks)
 
 
 def _ours(run: Run, target: Target, number: int, rounds: int) -> Sample:
     program = str(Path(sys.executable).parent / "minipc")
     argv = [program, "verify", "--inventory", "lab", "--host", target.alias]
-    return _in_phase(run, f"verify, minipc: {number} of {rounds}", lambda: timed(argv, run.log, SELECTION))
+    return _in_phase(
+        run, f"verify, minipc: {number} of {rounds}", lambda: timed(argv, run.log, target.alias, SELECTION)
+    )
 
 
 def _theirs(run: Run, target: Target, number: int, rounds: int) -> Sample:
@@ -52,7 +56,9 @@ def _theirs(run: Run, target: Target, number: int, rounds: int) -> Sample:
     argv = [sys.executable, "-m", "pytest", "-p", "bench.plain_ssh", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     argv += [f"--hosts=ssh://{target.alias}", f"--ssh-config={config}", *files]
     variables = SELECTION | {CONFIG_VARIABLE: str(config), ENVIRONMENT_VARIABLE: "lab", HOST_VARIABLE: target.alias}
-    return _in_phase(run, f"verify, testinfra: {number} of {rounds}", lambda: timed(argv, run.log, variables))
+    return _in_phase(
+        run, f"verify, testinfra: {number} of {rounds}", lambda: timed(argv, run.log, target.alias, variables)
+    )
 
 
 def _in_phase(run: Run, name: str, contestant: Callable[[], Sample]) -> Sample:

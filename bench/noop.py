@@ -11,7 +11,7 @@ from pathlib import Path
 from bench import ansible
 from bench.results import Measurement, Share, operations, shares_of
 from bench.rivals import Rivals
-from bench.timing import Sample, alternate, ratio, timed
+from bench.timing import Sample, alternate, cpu_ratio, ratio, timed
 from minipc.components import deploy_files
 from minipc.converge import pyinfra_command
 from minipc.errors import MinipcError
@@ -35,16 +35,20 @@ def measure(run: Run, target: Target, rivals: Rivals, rounds: int) -> Measuremen
     with run.phase("no-op: let Ansible settle") as detail:
         detail(f"{_settle(run, target, rivals, programs)} runs until it found nothing to do")
     contestants: dict[str, Callable[[], Sample]] = {
-        "an empty deploy (the floor)": lambda: timed(_command(target, str(ROOT / "bench/empty.py")), run.log),
+        "an empty deploy (the floor)": lambda: timed(
+            _command(target, str(ROOT / "bench/empty.py")), run.log, target.alias
+        ),
         "pyinfra, deploys/site.py": lambda: _converge(run, target),
-        "ansible-playbook, the same resources": lambda: _play(run, rivals, programs),
+        "ansible-playbook, the same resources": lambda: _play(run, target, rivals, programs),
     }
     floor, ours, theirs = alternate(
         {name: _in_phase(run, f"no-op, {name}", rounds, contestant) for name, contestant in contestants.items()}, rounds
     )
     remarks = [f"{rivals.operations} operations; Ansible: {rivals.tasks} tasks, {rivals.resources} with loops unrolled"]
     remarks += [f"Ansible is spared: {what}" for what in rivals.left_out_of_playbook]
-    remarks.append(f"CPU on this controller: Ansible takes {theirs.cpu_seconds / ours.cpu_seconds:.1f} × ours")
+    remarks.append(
+        f"CPU: Ansible takes {cpu_ratio(theirs, ours):.1f} × ours, ours {cpu_ratio(ours, floor):.1f} × the floor"
+    )
     return Measurement(
         "A converge of everything that finds nothing to do",
         [floor, ours, theirs],
@@ -82,7 +86,7 @@ def _converge(run: Run, target: Target, **variables: str) -> Sample:
 
 def _converged(run: Run, target: Target, **variables: str) -> tuple[Sample, int]:
     before = _size(run.log)
-    sample = timed(_command(target, *deploy_files()), run.log, variables)
+    sample = timed(_command(target, *deploy_files()), run.log, target.alias, variables)
     return sample, changed_operations(run.log.read_text(errors="replace")[before:])
 
 
@@ -98,8 +102,8 @@ def changed_operations(said: str) -> int:
     return 0 if found[1] == "-" else int(found[1])
 
 
-def _play(run: Run, rivals: Rivals, programs: Path) -> Sample:
-    sample, changed = ansible.play(rivals, programs, run.log)
+def _play(run: Run, target: Target, rivals: Rivals, programs: Path) -> Sample:
+    sample, changed = ansible.play(rivals, programs, run.log, target.alias)
     if changed:
         raise MinipcError(f"{changed} of Ansible's tasks changed something: this was no no-op", f"read {run.log}")
     return sample
@@ -108,7 +112,7 @@ def _play(run: Run, rivals: Rivals, programs: Path) -> Sample:
 def _settle(run: Run, target: Target, rivals: Rivals, programs: Path) -> int:
     """Both in turn until neither changes anything: an unpacked archive has other times than our files, once."""
     for number in range(1, SETTLING_RUNS + 1):
-        _, theirs = ansible.play(rivals, programs, run.log)
+        _, theirs = ansible.play(rivals, programs, run.log, target.alias)
         _, ours = _converged(run, target)
         if not theirs and not ours:
             return number

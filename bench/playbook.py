@@ -37,12 +37,14 @@ class Playbook:
         resting: units that rightly don't run on this machine; `state: started` would start them each time.
         files: name under the playbook's `files/` -> content.
         left_out: operations that have no counterpart here; Ansible has less to do.
+        installed: packages that have a task already.
     """
 
     resting: Collection[str] = ()
     tasks: list[Task] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    installed: dict[str, None] = field(default_factory=dict)
 
     @property
     def resources(self) -> int:
@@ -77,7 +79,11 @@ def playbook(operations: Sequence[Operation], resting: Collection[str] = ()) -> 
 
 
 def _packages(book: Playbook, name: str, given: dict[str, Any]) -> None:
-    book.add(name, "ansible.builtin.apt", {"name": list(given["packages"])})
+    """Ours all name the packages of the whole run; once is enough."""
+    wanted = [package for package in given["packages"] if package not in book.installed]
+    if wanted:
+        book.installed |= dict.fromkeys(wanted)
+        book.add(name, "ansible.builtin.apt", {"name": wanted})
 
 
 def _package_lists(book: Playbook, name: str, given: dict[str, Any]) -> None:

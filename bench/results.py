@@ -46,7 +46,7 @@ class Measurement:
         console.print(f"\n[bold]{self.title}[/bold]")
         table = Table(box=None, pad_edge=False)
         table.add_column("")
-        for column in ("median", "fastest to slowest", "CPU here", "runs"):
+        for column in ("median", "fastest to slowest", "CPU", "runs"):
             table.add_column(column, justify="right")
         for each in self.series:
             table.add_row(

@@ -20,7 +20,14 @@ MARK = "@@ "
 """Starts a line that names the phase which begins."""
 
 # Handled out of turn, all at once.
-_GATHERED = {"apt.packages", "apt.update", "files.entries_present", "server.group", "server.user"}
+_GATHERED = {
+    "apt.packages",
+    "apt.update",
+    "files.entries_present",
+    "postgres.cluster_present",
+    "server.group",
+    "server.user",
+}
 # Not needed the first time: nobody reads yet what runs here, and a new database has nothing to recover.
 _NOT_NEEDED = {"postgres.recovery_ended", "release.release_recorded"}
 
@@ -57,8 +64,9 @@ def script(operations: Sequence[Operation]) -> str:
     lines += ["phase packages", "tar -xpf early.tar -C /"]
     lines += ["export DEBIAN_FRONTEND=noninteractive MINIPC_HOLD_STARTS=1"]
     options = "-qq -y -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
+    lines += ["apt-get update -qq"] * any(each.kind == "apt.update" for each in operations)
     lines += [f"apt-get install {options} {' '.join(packages(operations))}"]
-    lines += ["phase files", *_accounts(operations), "tar -xpf late.tar -C /"]
+    lines += ["phase files", *_accounts(operations), *_clusters(operations), "tar -xpf late.tar -C /"]
     lines += [f"rm -f {shlex.quote(entry.path)}" for entry in late_entries(operations) if isinstance(entry, Absent)]
     units = [each.arguments["unit"] for each in operations if each.kind == "systemd.unit_active"]
     lines += ["phase services", "systemctl daemon-reload", f"systemctl enable --quiet {' '.join(units)} 2>/dev/null"]
@@ -91,6 +99,12 @@ def _accounts(operations: Sequence[Operation]) -> list[str]:
     return lines
 
 
+def _clusters(operations: Sequence[Operation]) -> list[str]:
+    """Before the files: `pg_createcluster` refuses where there is a configuration already."""
+    given = [each.arguments for each in operations if each.kind == "postgres.cluster_present"]
+    return [f"pg_createcluster {each['version']} {each['cluster']}" for each in given]
+
+
 def _in_turn(operation: Operation) -> list[str]:
     """The lines of an operation that keeps its place in the order; none when there is no counterpart."""
     given = operation.arguments
@@ -99,8 +113,6 @@ def _in_turn(operation: Operation) -> list[str]:
             return [f"hostnamectl hostname {given['hostname']}"]
         case "server.timezone":
             return [f"ln -sfn /usr/share/zoneinfo/{given['timezone']} /etc/localtime"]
-        case "postgres.cluster_present":
-            return [f"pg_createcluster {given['version']} {given['cluster']}"]
         case "postgres.access_present":
             command = f"runuser -u postgres -- psql -Xq -v ON_ERROR_STOP=1 -p {given['port']} -d postgres"
             return [f"{command} <<'SQL'", *_statements(given), "SQL"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minipc.errors import MinipcError
+from minipc.lab import cgroups
 from minipc.paths import ROOT
 
 TAIL_LINES = 20
@@ -22,7 +23,7 @@ class Sample:
 
     Attributes:
         seconds: wall clock.
-        cpu_seconds: user and system time on the controller, of the process and those it waited for.
+        cpu_seconds: user and system time: on the controller of the process and those it waited for, and of the machine.
     """
 
     seconds: float
@@ -43,7 +44,7 @@ class Series:
 
     @property
     def cpu_seconds(self) -> float:
-        """Median user and system time on the controller."""
+        """Median user and system time."""
         return statistics.median(sample.cpu_seconds for sample in self.samples)
 
     @property
@@ -62,6 +63,12 @@ def ratio(slower: Series, faster: Series) -> float:
     return statistics.median(one.seconds / other.seconds for one, other in rounds)
 
 
+def cpu_ratio(slower: Series, faster: Series) -> float:
+    """The same of the user and system times, which other programs on the controller hardly change."""
+    rounds = zip(slower.samples, faster.samples, strict=True)
+    return statistics.median(one.cpu_seconds / other.cpu_seconds for one, other in rounds)
+
+
 def alternate(contestants: Mapping[str, Callable[[int], Sample]], rounds: int) -> list[Series]:
     """Runs all contestants in turn, A B C A B C …, and returns their samples. Each is told its round, from 1."""
     samples: dict[str, list[Sample]] = {name: [] for name in contestants}
@@ -71,18 +78,19 @@ def alternate(contestants: Mapping[str, Callable[[int], Sample]], rounds: int) -
     return [Series(name, taken) for name, taken in samples.items()]
 
 
-def timed(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Sample:
+def timed(argv: Sequence[str], log: Path, machine: str, env: Mapping[str, str] | None = None) -> Sample:
     """Runs a program to its end, in the repository's folder.
 
     Args:
         log: where its output is appended.
+        machine: the lab machine that it works on.
         env: more variables.
 
     Raises:
         MinipcError: it failed; with the end of what it said.
     """
     with log.open("ab") as output:
-        began = time.monotonic()
+        began, before = time.monotonic(), machine_cpu_seconds(machine)
         process = subprocess.Popen(
             argv,
             cwd=ROOT,
@@ -97,4 +105,19 @@ def timed(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) 
     if process.returncode:
         tail = "\n".join(f"  | {line}" for line in log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
         raise MinipcError(f"{' '.join(argv)} ended with {process.returncode}\n{tail}", f"read {log}")
-    return Sample(seconds, usage.ru_utime + usage.ru_stime)
+    there = machine_cpu_seconds(machine) - before
+    return Sample(seconds, usage.ru_utime + usage.ru_stime + there)
+
+
+def machine_cpu_seconds(name: str) -> float:
+    """User and system time of everything that ever ran on a lab machine, from its control group; 0 when there is none.
+
+    Source: the kernel's documentation of control groups, `cpuacct.usage` (v1, nanoseconds) and `cpu.stat` (v2).
+    """
+    for hierarchy in cgroups.hierarchies():
+        group = hierarchy / cgroups.PARENT / name
+        if (group / "cpuacct.usage").exists():
+            return int((group / "cpuacct.usage").read_text()) / 1e9
+        if cgroups.is_unified() and (group / "cpu.stat").exists():
+            return int((group / "cpu.stat").read_text().split()[1]) / 1e6
+    return 0.0

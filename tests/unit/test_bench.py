@@ -14,7 +14,7 @@ from bench.declared import Operation
 from bench.noop import changed_operations
 from bench.playbook import TREE_FILES, pack, playbook
 from bench.script import archives, left_out, script
-from bench.timing import Sample, Series, alternate, ratio, timed
+from bench.timing import Sample, Series, alternate, cpu_ratio, ratio, timed
 from minipc.config.schema import PostgresDatabase, PostgresRole
 from minipc.errors import MinipcError
 from minipc.operations import Absent, Content, Directory
@@ -66,6 +66,7 @@ OPERATIONS = [
 def test_the_ratio_is_taken_round_by_round():
     """Whatever slowed down the second round slowed down both."""
     assert ratio(series(10, 90, 12), series(1, 10, 1)) == 10
+    assert cpu_ratio(series(10, 90, 12), series(1, 10, 1)) == 10
 
 
 def test_a_series_is_summed_up_by_its_median():
@@ -85,14 +86,16 @@ def test_contestants_take_turns():
 
 
 def test_a_program_is_timed_with_its_children(tmp_path):
-    sample = timed(["sh", "-c", "sh -c 'i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done'"], tmp_path / "log")
+    sample = timed(
+        ["sh", "-c", "sh -c 'i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done'"], tmp_path / "log", "no-machine"
+    )
     assert sample.cpu_seconds > 0
     assert sample.seconds > 0
 
 
 def test_a_program_that_fails_is_no_sample(tmp_path):
     with pytest.raises(MinipcError, match=r"ended with 3\n  \| so it goes"):
-        timed(["sh", "-c", "echo so it goes; exit 3"], tmp_path / "log")
+        timed(["sh", "-c", "echo so it goes; exit 3"], tmp_path / "log", "no-machine")
 
 
 @pytest.mark.parametrize(("said", "changed"), [("-         -", 0), ("3         -", 3)])
