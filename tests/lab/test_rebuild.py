@@ -9,6 +9,9 @@ from minipc.run import Run
 from playbooks import rebuild
 from tests.lab.conftest import converge, on
 
+# Each loses the database of the shared machine and brings it back: minutes, so not in `make test`.
+pytestmark = pytest.mark.long
+
 DATA = "/var/lib/postgresql/17/main"
 RESTORE = ("--data", "postgres_from_backup=restore")
 HIDE_REPO1 = "mv /var/lib/pgbackrest /var/lib/pgbackrest.aside; install -d -o postgres -g postgres /var/lib/pgbackrest"
