@@ -108,6 +108,20 @@ def offsite(rehearsal: Rehearsal) -> lab.Machine:
     return _machine(OFFSITE)
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A mini PC and the off-site machine that keeps its backups."""
+
+    mini: lab.Machine
+    offsite: lab.Machine
+
+
+@pytest.fixture(scope="session")
+def pair(site: lab.Machine, offsite: lab.Machine) -> Pair:
+    """Both. A test that breaks something mends it."""
+    return Pair(site, offsite)
+
+
 @pytest.fixture
 def blank(lab_ready: None, request: pytest.FixtureRequest) -> Iterator[lab.Machine]:
     """A machine of the test's own, with nothing on it."""
