@@ -25,7 +25,7 @@ def offsite() -> None:
     address = settings.offsite.address or host.data.ssh_hostname
 
     # install
-    install(name="install packages", packages=["openssh-server", "restic-rest-server", "rsync"])
+    install(name="install packages", packages=["openssh-server", "restic", "restic-rest-server", "rsync"])
     server.user(
         name="create the account",
         user="minipc-sftp",

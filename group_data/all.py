@@ -105,6 +105,8 @@ backups_rpo_budget_s = 86400
 backups_repo1_days = 14
 # OPTIONAL. The same off-site.
 backups_repo2_days = 30
+# OPTIONAL. Days for which snapshots of restic stay when `minipc backup prune` is run; the mini PC can remove none.
+backups_files_days = 90
 # OPTIONAL. Processes that compress and send. 2 leaves the service room on four cores.
 backups_processes = 2
 # OPTIONAL. When the full backup is taken (systemd OnCalendar, host_timezone).

@@ -138,6 +138,15 @@ def now(environment: Any, alias: str | None) -> None:
     sys.exit(take(environment, alias))
 
 
+@backup.command()
+@_environment_option
+def prune(environment: Any, alias: str | None) -> None:
+    """Remove old snapshots of configuration and state, on the off-site machine: the mini PC itself can't."""
+    from playbooks.backup import prune as remove
+
+    remove(environment, alias)
+
+
 @cli.command()
 @click.option("--repo", type=int, help="1: on the machine, 2: off-site; else the one that was tried longest ago.")
 @_environment_option

@@ -65,7 +65,12 @@ COMPONENTS: tuple[Component, ...] = (
     Component(
         "postgres", "PostgreSQL 17: everything that must not be lost", ("repositories",), data_class="must recover"
     ),
-    Component("backups", "when backups are taken, and the drill that proves them", ("repositories", "postgres")),
+    Component(
+        "backups",
+        "when backups are taken, and the drill that proves them",
+        needs=("repositories", "postgres"),
+        backup_paths=("/var/lib/minipc/drills",),
+    ),
     Component("redis", "Redis: the cache; nothing in it needs to survive", ("host",), data_class="cache"),
     Component("workload", "the service itself: API, workers, migrations", ("postgres", "redis")),
     Component("edge", "Caddy: the public door", ("host", "firewall"), backup_paths=("/var/lib/caddy",)),

@@ -1,6 +1,6 @@
 """Backups at once, by the units that take them each night.
 
-minipc backup now
+minipc backup now      minipc backup prune
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from typing import Any
 
 from minipc import ssh
 from minipc.display import console_for
-from minipc.errors import EXIT_FAIL, EXIT_PASS, CouldNotVerifyError
-from minipc.inventory import Environment, Target, the_target
+from minipc.errors import EXIT_FAIL, EXIT_PASS, ConfigError, CouldNotVerifyError, MinipcError
+from minipc.inventory import Environment, Target, offsite_target, the_target
+from minipc.secrets import load
+from minipc.secrets.catalogue import RESTIC_PASSWORD
 
 OUTCOMES = "/var/lib/minipc/backups/outcomes.json"
 LIMIT_S = 6 * 3600
@@ -34,6 +36,36 @@ def now(environment: Environment, alias: str | None = None) -> int:
     if target.settings.backups.offsite is None:
         console.print("NOT EXERCISED: off-site backups: there is no off-site machine (backups_offsite is None)")
     return EXIT_PASS if all(outcome["success"] for outcome in outcomes.values()) else EXIT_FAIL
+
+
+def prune(environment: Environment, alias: str | None = None) -> None:
+    """Removes snapshots that are older than `backups_files_days`, and what only they held.
+
+    An operator's task, not a timer's: the server is append-only to the mini PC, and the passphrase is on the off-site
+    machine only while this runs, in a pipe.
+
+    Raises:
+        ConfigError: there is no off-site machine.
+        CouldNotVerifyError: it can't be reached.
+        MinipcError: restic refused; its reason.
+    """
+    mini = the_target(environment, alias)
+    offsite = offsite_target(environment, mini)
+    if offsite is None:
+        raise ConfigError(f"{mini.alias} has no off-site machine", "set backups_offsite")
+    secret = load(environment, [RESTIC_PASSWORD])[RESTIC_PASSWORD]
+    days = mini.settings.backups.files_days
+    restic = "restic --no-cache --repo /srv/minipc-offsite/restic/minipc"
+    account = "setpriv --reuid=restic-rest-server --regid=restic-rest-server --init-groups"
+    command = (
+        f"cd / && umask 077 && HOME=/ {account} {restic} forget --prune --group-by host --keep-within {days}d 2>&1"
+    )
+    config = ssh.write_config([(offsite.alias, offsite.data)])
+    done = ssh.run(config, offsite.alias, command, stdin=secret.reveal(), timeout_s=LIMIT_S)
+    said = done.stdout.decode(errors="replace").strip()
+    if done.returncode:
+        raise MinipcError(f"{offsite.alias}: nothing was removed: {said}", "is another restic at work there?")
+    console_for().print(said, markup=False)
 
 
 def take(target: Target, kind: str = "diff") -> dict[str, dict[str, Any]]:

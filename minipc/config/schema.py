@@ -169,6 +169,7 @@ class BackupsSettings(Strict):
     rpo_budget_s: Seconds
     repo1_days: Annotated[int, Field(ge=7, le=3650)]
     repo2_days: Annotated[int, Field(ge=7, le=3650)]
+    files_days: Annotated[int, Field(ge=7, le=3650)]
     processes: Annotated[int, Field(ge=1, le=64)]
     full_calendar: Calendar
     diff_calendar: Calendar

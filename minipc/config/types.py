@@ -53,6 +53,8 @@ def _host(value: str) -> str:
     try:
         return str(ipaddress.ip_address(value))
     except ValueError:
+        if re.fullmatch(r"[\d.]+", value):
+            raise ValueError("not an IP address; allowed: an IP address or a domain name") from None
         return _domain(value)
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from common import (
     EXIT_FAIL,
@@ -36,6 +38,7 @@ from common import (
 OUTCOMES = STATE / "outcomes.json"
 KINDS = ("full", "diff", "files")
 LOCK_WAIT_S = 4 * 3600
+CONNECT_LIMIT_S = 15
 NO_REPOSITORY = 10  # restic's exit code
 
 
@@ -107,6 +110,7 @@ def restic(config: dict[str, Any], *arguments: str, timeout_s: float = 6 * 3600)
 
 
 def _ensure_repository(config: dict[str, Any]) -> None:
+    _ensure_reachable(config)
     try:
         restic(config, "cat", "config", timeout_s=120)
     except FailedError as error:
@@ -114,6 +118,15 @@ def _ensure_repository(config: dict[str, Any]) -> None:
             raise
         restic(config, "init", timeout_s=120)
         say("restic: new repository made")
+
+
+def _ensure_reachable(config: dict[str, Any]) -> None:
+    """restic itself would try for a quarter of an hour."""
+    url = urlsplit(Path(config["restic"]["repository_file"]).read_text().strip().removeprefix("rest:"))
+    try:
+        socket.create_connection((url.hostname, url.port), timeout=CONNECT_LIMIT_S).close()
+    except OSError as error:
+        raise FailedError(f"restic: {url.hostname} port {url.port} can't be reached: {error}") from None
 
 
 def publish(outcomes: dict[str, Any], paths: list[list[str]]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -39,7 +40,14 @@ def run(argv: Sequence[str], timeout_s: float = 86400, stdin: str = "", env: Map
     environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", **(env or {})}
     try:
         done = subprocess.run(
-            argv, input=stdin, capture_output=True, text=True, timeout=timeout_s, cwd="/", env=environment
+            argv,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            cwd="/",
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         raise FailedError(f"{argv[0]}: no end after {timeout_s:.0f} s") from None
@@ -73,15 +81,23 @@ def pgbackrest(*arguments: str, timeout_s: float = 86400) -> str:
 
 def repository(stanza: str, repo: int, *options: str) -> dict[str, Any]:
     """What pgBackRest knows of the stanza in one repository: `info`'s JSON. Raises FailedError when unreachable."""
-    found = json.loads(
-        pgbackrest(f"--stanza={stanza}", f"--repo={repo}", "--output=json", *options, "info", timeout_s=120)
-    )
+    said = pgbackrest(f"--stanza={stanza}", f"--repo={repo}", "--output=json", *options, "info", timeout_s=120)
+    # Not strict: with a wrong passphrase pgBackRest puts what it "decrypted" into its message.
+    found = json.loads(said, strict=False)
     info: dict[str, Any] = found[0] if found else {}
     # 1: no such stanza, 2: no backup yet. Anything else: it could not be read.
     for each in info.get("repo", []):
         if each["status"]["code"] not in (0, 1, 2):
-            raise FailedError(f"repo{repo} can't be read: {each['status']['message']}")
+            raise FailedError(_unreadable(repo, each["status"]["message"]))
     return info
+
+
+def _unreadable(repo: int, message: str) -> str:
+    """Why a repository can't be read. What was decrypted with the wrong passphrase is not text."""
+    if re.search(r"FormatError|CryptoError|cipher", message):
+        first = message.splitlines()[0]
+        return f"repo{repo} can't be decrypted: the passphrase is wrong or the repository is damaged: {first}"
+    return f"repo{repo} can't be read: {message}"
 
 
 def system_ids(info: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -376,6 +377,7 @@ def scratch_configuration(live: dict[str, str], stanza: str, repo: int) -> str:
             "log-level-file=off",
             f"process-max={live.get('process-max', '1')}",
             "archive-async=n",
+            f"io-timeout={live.get('io-timeout', '60')}",
             f"[{stanza}]",
             f"pg1-path={SCRATCH}/data",
             "",
@@ -479,6 +481,9 @@ def main(arguments: list[str]) -> int:
             code, reason = EXIT_PASS, ""
         except FailedError as error:
             code, reason = error.code, str(error)
+        except Exception as error:
+            traceback.print_exc()
+            code, reason = EXIT_COULD_NOT_VERIFY, repr(error)
         finally:
             drill.conclude(code, reason)
     return code

@@ -49,7 +49,7 @@ def main() -> int:
         say(f"stanza {config['stanza']} made in {', '.join(f'repo{repo}' for repo in missing)}")
     _prepare_heartbeat(config["port"])
     # One segment all the way into every repository.
-    pgbackrest(f"--stanza={config['stanza']}", "check", timeout_s=180)
+    pgbackrest(f"--stanza={config['stanza']}", "check", timeout_s=600)
     write_file(STATE / "stanza.json", json.dumps({"system_id": live, "repos": config["repos"]}) + "\n")
     return 0
 

@@ -99,6 +99,14 @@ def test_a_repository_that_cannot_be_read_is_not_an_empty_one(common, monkeypatc
         assert common.repository("main", 2)["backup"] == []
 
 
+def test_a_wrong_passphrase_is_called_one(common):
+    told = common._unreadable(1, "[FormatError] unable to load info file 'x':\nFormatError: at line 1: \x00\ufffd")
+    assert told == (
+        "repo1 can't be decrypted: the passphrase is wrong or the repository is damaged: "
+        "[FormatError] unable to load info file 'x':"
+    )
+
+
 # --- backup ---------------------------------------------------------------------------------------------------------
 
 
