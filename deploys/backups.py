@@ -9,7 +9,7 @@ from typing import Any
 from pyinfra.api import deploy
 
 from minipc.guards import config, refuse_another_database
-from minipc.operations import Content, Directory, File, place, unit
+from minipc.operations import Content, Directory, File, place, units
 from minipc.operations.backups import first_backup_taken, stanza_present
 
 SYSTEMD = "/etc/systemd/system"
@@ -41,7 +41,7 @@ def backups() -> None:
             File("drill.py", "/usr/local/lib/minipc/drill", mode="755"),
         ],
     )
-    units = place(
+    schedule = place(
         name="configure the units",
         component="backups",
         entries=[
@@ -64,9 +64,8 @@ def backups() -> None:
 
     # activate
     stanza_present(name="have the stanza, and WAL arriving", repos=repos)
-    for name in timers:
-        unit(name=f"schedule {name}", unit=f"{name}.timer", restart_on=[units])
-    unit(name="beat each minute", unit="minipc-heartbeat.timer", restart_on=[units])
+    scheduled = [f"{name}.timer" for name in [*timers, "minipc-heartbeat"]]
+    units(name="schedule backups, drill and heartbeat", units=scheduled, restart_on=[schedule])
     first_backup_taken(name="have a first backup", repos=repos, files=bool(settings.backups.offsite))
 
 

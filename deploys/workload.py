@@ -7,7 +7,7 @@ from pyinfra.api import deploy
 from pyinfra.operations import server
 
 from minipc.guards import config, not_exercised, secrets
-from minipc.operations import Content, Directory, File, SecretFile, install, place, unit
+from minipc.operations import Content, Directory, File, SecretFile, install, place, unit, units
 from minipc.paths import ROOT
 
 INSTALL_DIR = "/opt/workload"
@@ -84,9 +84,8 @@ def workload() -> None:
 
     # activate
     unit(name="migrate the database", unit="workload-migrate.service", restart_on=[code, files])
-    unit(name="activate the API", unit="workload-api.service", restart_on=[code, files])
-    for worker in WORKERS:
-        unit(name=f"activate the worker {worker}", unit=f"workload-worker@{worker}.service", restart_on=[code, files])
+    services = ["workload-api.service", *(f"workload-worker@{worker}.service" for worker in WORKERS)]
+    units(name="activate the API and the workers", units=services, restart_on=[code, files])
 
 
 workload()

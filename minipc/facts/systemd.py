@@ -26,7 +26,8 @@ class UnitStates(FactBase[dict[str, dict[str, str]]]):
         quoted = " ".join(shlex.quote(unit) for unit in units)
         return (
             f"systemctl show -p {_PROPERTIES} -- {quoted}; echo {_SEPARATOR}; "
-            f'for unit in {quoted}; do cat "{STAMPS}/$unit" 2>/dev/null || echo; done'
+            f'for unit in {quoted}; do stamp=; f="{STAMPS}/$unit"; [ ! -r "$f" ] || read -r stamp < "$f"; '
+            'echo "$stamp"; done'
         )
 
     @staticmethod

@@ -2,6 +2,18 @@
 
 from minipc.operations.files import Absent, Content, Directory, File, Placed, SecretFile, place
 from minipc.operations.packages import HOLD_STARTS, install
-from minipc.operations.systemd import unit
+from minipc.operations.systemd import unit, units
 
-__all__ = ["HOLD_STARTS", "Absent", "Content", "Directory", "File", "Placed", "SecretFile", "install", "place", "unit"]
+__all__ = [
+    "HOLD_STARTS",
+    "Absent",
+    "Content",
+    "Directory",
+    "File",
+    "Placed",
+    "SecretFile",
+    "install",
+    "place",
+    "unit",
+    "units",
+]

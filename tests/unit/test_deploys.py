@@ -51,7 +51,7 @@ def test_every_operation_is_named_and_every_deploy_is_guarded(name):
     modules = {"apt", "server", "files", "systemd"}
     called = [(call, ast.unparse(call.func)) for call in calls]
     operations = [
-        call for call, name in called if name in {"install", "place", "unit"} or name.split(".")[0] in modules
+        call for call, name in called if name in {"install", "place", "unit", "units"} or name.split(".")[0] in modules
     ]
     assert operations or name == "release"
     for call in operations:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from types import SimpleNamespace
 
 import pytest
 from pyinfra.api import StringCommand
 from pyinfra.api.exceptions import FactProcessError
 
+from minipc.facts import systemd
 from minipc.facts.memory import announce, announced, remember_facts
 from minipc.facts.systemd import UnitStates
 
@@ -125,3 +127,17 @@ def test_a_missing_unit_is_never_mistaken_for_its_neighbour():
     fact.command(["a.service", "b.service", "c.service"])
     with pytest.raises(FactProcessError, match="2 units instead of 3"):
         fact.process(OUTPUT)
+
+
+def test_each_unit_gets_its_own_stamp(tmp_path, monkeypatch):
+    """The shell code itself, with the machine's folder and systemctl replaced."""
+    monkeypatch.setattr(systemd, "STAMPS", str(tmp_path))
+    (tmp_path / "b@x.timer").write_text("r1 l1\n")
+    units = ["a.service", "b@x.timer"]
+    fact = UnitStates()
+    script = f"systemctl() {{ printf 'Type=x\\n\\nType=y\\n'; }}; {fact.command(units)}"
+    said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=10, check=True).stdout
+    assert fact.process(said.splitlines()) == {
+        "a.service": {"Type": "x", "Stamp": ""},
+        "b@x.timer": {"Type": "y", "Stamp": "r1 l1"},
+    }

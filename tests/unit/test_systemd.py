@@ -20,7 +20,7 @@ RUNNING = {
 
 
 def steps(restart="r1", reload="l1", enabled=True, **state):
-    return "\n".join(steps_to(RUNNING | state, "x.service", restart, reload, enabled))
+    return "\n".join(steps_to({"x.service": RUNNING | state}, restart, reload, enabled))
 
 
 def test_nothing_to_do():
@@ -56,6 +56,22 @@ def test_the_stamp_is_written_after_the_restart():
 
 def test_daemon_reload_comes_first():
     assert steps(NeedDaemonReload="yes", restart="r2").splitlines()[0] == "systemctl daemon-reload"
+
+
+def test_several_units_are_enabled_at_once_and_started_in_order():
+    states = {name: RUNNING | {"UnitFileState": "disabled", "Stamp": ""} for name in ("b.timer", "a@x.service")}
+    lines = steps_to(states, "r1", "l1", enabled=True)
+    assert lines[0] == "systemctl enable --quiet b.timer a@x.service"
+    assert [line.split(" || ")[0] for line in lines if "systemctl restart" in line] == [
+        "systemctl restart b.timer",
+        "systemctl restart a@x.service",
+    ]
+
+
+def test_only_the_unit_that_needs_it_is_touched():
+    lines = "\n".join(steps_to({"a.service": RUNNING, "b.service": RUNNING | {"Stamp": ""}}, "r1", "l1", enabled=True))
+    assert "b.service" in lines
+    assert "a.service" not in lines
 
 
 def test_a_unit_that_its_condition_forbids_is_left_alone():
