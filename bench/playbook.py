@@ -109,11 +109,14 @@ def _time_zone(book: Playbook, name: str, given: dict[str, Any]) -> None:
     book.add(name, "ansible.builtin.file", {"path": "/etc/localtime", "src": zone, "state": "link"})
 
 
-def _unit(book: Playbook, name: str, given: dict[str, Any]) -> None:
-    wanted: dict[str, Any] = {"name": given["unit"], "enabled": given["enabled"]}
-    if given["unit"] not in book.resting:
-        wanted["state"] = "started"
-    book.add(name, "ansible.builtin.systemd_service", wanted)
+def _units(book: Playbook, name: str, given: dict[str, Any]) -> None:
+    wanted = {"name": "{{ item }}", "enabled": given["enabled"]}
+    resting = [unit for unit in given["units"] if unit in book.resting]
+    running = [unit for unit in given["units"] if unit not in book.resting]
+    if running:
+        book.add(name, "ansible.builtin.systemd_service", wanted | {"state": "started"}, loop=running)
+    if resting:
+        book.add(f"{name}: at boot", "ansible.builtin.systemd_service", wanted, loop=resting)
 
 
 def _entries(book: Playbook, name: str, given: dict[str, Any]) -> None:
@@ -229,5 +232,5 @@ TRANSLATIONS: dict[str, Callable[[Playbook, str, dict[str, Any]], None]] = {
     "server.hostname": _host_name,
     "server.timezone": _time_zone,
     "server.user": _user,
-    "systemd.unit_active": _unit,
+    "systemd.units_active": _units,
 }

@@ -68,7 +68,7 @@ def script(operations: Sequence[Operation]) -> str:
     lines += [f"apt-get install {options} {' '.join(packages(operations))}"]
     lines += ["phase files", *_accounts(operations), *_clusters(operations), "tar -xpf late.tar -C /"]
     lines += [f"rm -f {shlex.quote(entry.path)}" for entry in late_entries(operations) if isinstance(entry, Absent)]
-    units = [each.arguments["unit"] for each in operations if each.kind == "systemd.unit_active"]
+    units = [unit for each in operations if each.kind == "systemd.units_active" for unit in each.arguments["units"]]
     lines += ["phase services", "systemctl daemon-reload", f"systemctl enable --quiet {' '.join(units)} 2>/dev/null"]
     for each in operations:
         lines += _in_turn(each)
@@ -120,9 +120,8 @@ def _in_turn(operation: Operation) -> list[str]:
             return [f"{BIN}/stanza"]
         case "backups.first_backup_taken":
             return [f"systemctl start {FULL_BACKUP}"]
-        case "systemd.unit_active":
-            verb = "restart" if given["unit"] != "ssh.service" else "reload"
-            return [f"systemctl {verb} {given['unit']}"]
+        case "systemd.units_active":
+            return [f"systemctl {'reload' if unit == 'ssh.service' else 'restart'} {unit}" for unit in given["units"]]
         case _:
             return []
 

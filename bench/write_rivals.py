@@ -17,7 +17,7 @@ from bench.rivals import FOLDER_VARIABLE
 from minipc.facts.systemd import UnitStates
 
 operations = declared(context.state, context.host)
-units = [each.arguments["unit"] for each in operations if each.kind == "systemd.unit_active"]
+units = [unit for each in operations if each.kind == "systemd.units_active" for unit in each.arguments["units"]]
 states = context.host.get_fact(UnitStates, units=units)
 folder = Path(os.environ[FOLDER_VARIABLE])
 

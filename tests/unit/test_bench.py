@@ -49,8 +49,8 @@ OPERATIONS = [
         ],
     ),
     operation("files.entries_present", component="code", entries=[Directory("/opt/demo"), *CODE]),
-    operation("systemd.unit_active", unit="demo.service", enabled=True),
-    operation("systemd.unit_active", unit="rests.service", enabled=True),
+    operation("systemd.units_active", units=["demo.service", "demo.timer"], enabled=True),
+    operation("systemd.units_active", units=["rests.service"], enabled=True),
     operation(
         "postgres.access_present",
         port=5432,
@@ -125,11 +125,11 @@ def test_the_playbook_has_a_task_for_everything_but_what_it_does_not_know():
     copies = ["file", "copy", "file", "file", "unarchive"]
     assert modules == ["copy", "apt", "apt", "user", *copies, "systemd_service", "systemd_service", "command"]
     assert book.left_out == ["demo: do magic.unheard_of (magic.unheard_of)"]
-    assert book.resources == len(book.tasks) + 2  # the loop over role, database and extension
-    units = [task["ansible.builtin.systemd_service"] for task in book.tasks if task["name"].endswith("unit_active")]
-    assert units == [
-        {"name": "demo.service", "enabled": True, "state": "started"},
-        {"name": "rests.service", "enabled": True},
+    assert book.resources == len(book.tasks) + 3  # loops over role, database and extension, and over two units
+    units = [task for task in book.tasks if "ansible.builtin.systemd_service" in task]
+    assert [(task["loop"], "state" in task["ansible.builtin.systemd_service"]) for task in units] == [
+        (["demo.service", "demo.timer"], True),
+        (["rests.service"], False),
     ]
 
 
@@ -145,7 +145,14 @@ def test_the_playbook_copies_the_same_content_with_the_same_owner_and_mode():
 def test_the_script_is_a_shell_script_in_the_right_order():
     text = script(OPERATIONS)
     subprocess.run(["sh", "-n"], input=text, text=True, check=True, timeout=10)
-    steps = ["early.tar", "apt-get install", "useradd", "late.tar", "rm -f /etc/demo/old", "systemctl restart demo"]
+    steps = [
+        "early.tar",
+        "apt-get install",
+        "useradd",
+        "late.tar",
+        "rm -f /etc/demo/old",
+        "systemctl restart demo.service",
+    ]
     assert [text.count(step) for step in steps] == [1] * len(steps)
     assert sorted(steps, key=text.index) == steps
     assert text.split("confold ")[1].splitlines()[0] == "b a c"
