@@ -75,10 +75,23 @@ def configured(environment: str) -> SecretsSettings:
     return config.load(environment).secrets
 
 
+def lab_secrets_dir() -> Path:
+    """Where the lab's generated secrets are: `$MINIPC_LAB_SECRETS_DIR`, else in the state directory.
+
+    A rebuild rotates the keys of the machine it replaces, so two rehearsals at once need two sets.
+    """
+    override = os.environ.get("MINIPC_LAB_SECRETS_DIR")
+    if not override:
+        return paths.state_dir(LAB, "secrets")
+    path = Path(override).expanduser()
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
 def age_file(environment: str) -> Path:
-    """The encrypted file: `secrets/<environment>.age` in the repository; the lab's is in the state directory."""
+    """The encrypted file: `secrets/<environment>.age` in the repository; the lab's is in `lab_secrets_dir()`."""
     if environment == LAB:
-        return paths.state_dir(LAB, "secrets") / "lab.age"
+        return lab_secrets_dir() / "lab.age"
     return paths.ROOT / "secrets" / f"{environment}.age"
 
 
@@ -88,7 +101,7 @@ def age_key_file(environment: str) -> Path:
     The lab has one of its own, so that a rehearsal never touches production's.
     """
     if environment == LAB:
-        return paths.state_dir(LAB, "secrets") / "age.key"
+        return lab_secrets_dir() / "age.key"
     override = os.environ.get("MINIPC_AGE_KEY_FILE")
     return Path(override).expanduser() if override else paths.config_dir() / "age.key"
 

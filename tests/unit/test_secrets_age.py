@@ -436,3 +436,10 @@ def test_environments_that_are_no_names(environment: str) -> None:
 def test_vault_that_is_not_configured() -> None:
     with pytest.raises(ConfigError, match="vault is not configured"):
         open_store("production", AGE, backend="vault")
+
+
+def test_two_rehearsals_at_once_have_a_set_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIPC_LAB_SECRETS_DIR", str(tmp_path / "second"))
+    assert backends.age_file("lab") == tmp_path / "second" / "lab.age"
+    assert backends.age_key_file("lab") == tmp_path / "second" / "age.key"
+    assert (tmp_path / "second").stat().st_mode & 0o777 == 0o700
