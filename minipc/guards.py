@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 
 import click
 from pyinfra import context, logger
+from pyinfra.facts.server import Arch
 
+from minipc.artifacts import Artifact, resolve
 from minipc.config import Settings, parse
 from minipc.errors import ConfigError, MinipcError, RefusedError
 from minipc.facts.backups import BackupsState
@@ -26,13 +28,15 @@ from minipc.facts.memory import remember_facts
 from minipc.halt import stop
 from minipc.progress import record_operations, write_event
 from minipc.secrets import Secret, load
-from minipc.timeline import Note, NotExercised
+from minipc.timeline import ArtifactUsed, Note, NotExercised
 
 DEBIAN_VERSION = "13"
 # Packages of all components unpack to 900 MB; a database that finds no room stops.
 NEEDED_MB = 1536
 
 _INTERRUPTED = 130
+# The kernel's name for the architecture, and Debian's.
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _settings: dict[str, Settings] = {}
 
 
@@ -79,6 +83,28 @@ def not_exercised(what: str, why: str, component: str) -> None:
     """Says loudly that a part is left out; every report counts it."""
     logger.warning("NOT EXERCISED: %s: %s", what, why)
     write_event(NotExercised(what=what, why=why, component=component))
+
+
+def artifact(name: str, component: str) -> Artifact | None:
+    """The upstream file for this machine; None when it can't be had, and the component is then NOT EXERCISED.
+
+    Args:
+        name: as in artifacts.toml.
+        component: who can't do without it.
+    """
+    machine = context.host.get_fact(Arch)
+    try:
+        found = resolve(name, _ARCHITECTURES.get(machine, machine))
+    except MinipcError as error:
+        stop(error)
+    version = found.version or found.pinned_version
+    write_event(ArtifactUsed(name=name, version=version, sha256=found.sha256, origin=found.origin))
+    if found.origin == "missing":
+        not_exercised(
+            component, f"the artifact {name} {found.pinned_version} can't be had: {found.why_missing}", component
+        )
+        return None
+    return found
 
 
 def refuse_another_database() -> None:

@@ -148,7 +148,7 @@ class Run:
                 rpo_budget_seconds=self.rpo_budget_seconds,
                 data_classes=self.data_classes,
                 versions=self.versions,
-                artifacts=self.artifacts,
+                artifacts=self.artifacts + seen.artifacts,
             )
         )
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from minipc.verdicts import Outcome, Verdict
 
@@ -115,6 +115,17 @@ class NotExercised(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArtifactUsed(Event):
+    """An upstream file that a component is built with, or that can't be had."""
+
+    event = "artifact"
+    name: str
+    version: str
+    sha256: str | None
+    origin: Literal["locked", "local", "missing"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Note(Event):
     """Anything else a reader should see."""
 
@@ -133,6 +144,7 @@ _KINDS: dict[str, type[Event]] = {
         CheckEnd,
         Refused,
         NotExercised,
+        ArtifactUsed,
         Note,
     )
 }

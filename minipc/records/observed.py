@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from minipc import timeline
-from minipc.records.schema import Check, Component, NotExercised, Operation, Phase
+from minipc.records.schema import Artifact, Check, Component, NotExercised, Operation, Phase
 from minipc.verdicts import Verdict
 from minipc.wording import count, within
 
@@ -21,6 +21,7 @@ class Observed:
     operations: list[Operation] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     not_exercised: list[NotExercised] = field(default_factory=list)
+    artifacts: list[Artifact] = field(default_factory=list)
 
 
 def observe(events: Iterable[timeline.Event], *, ended: datetime) -> Observed:
@@ -53,6 +54,11 @@ def observe(events: Iterable[timeline.Event], *, ended: datetime) -> Observed:
                 )
             case timeline.NotExercised():
                 observed.not_exercised.append(NotExercised(what=event.what, why=event.why, component=event.component))
+            case timeline.ArtifactUsed():
+                used = Artifact(name=event.name, version=event.version, sha256=event.sha256, origin=event.origin)
+                # Each converge of a run says it anew.
+                if used not in observed.artifacts:
+                    observed.artifacts.append(used)
     if running:
         observed.phases.append(_phase(running.phase, running.t, ended.timestamp(), "could-not-verify", "interrupted"))
     return observed
