@@ -219,6 +219,21 @@ def history(kind: Any) -> None:
     show(RECORDS, kind, console_for())
 
 
+@cli.command()
+@click.option("--write", is_flag=True, help="Into docs/runbook.md, instead of printing it.")
+def runbook(write: bool) -> None:
+    """Render the runbook: the rebuild's phases as commands, and a line for each rehearsal, rebuild and drill."""
+    from minipc.run import RECORDS
+    from playbooks.runbook import FILE, rendered
+
+    text = rendered(RECORDS)
+    if not write:
+        click.echo(text, nl=False)
+        return
+    FILE.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {FILE}")
+
+
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.option("--long", "long_", is_flag=True, help="Fault tables, emulation, large data; stores a dated record.")
 @click.argument("pytest_args", nargs=-1)

@@ -14,28 +14,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minipc.components import deploy_files
 from minipc.converge import converge
 from minipc.display import print_summary, watch
+from minipc.dns.provider import Addresses, open_provider, wanted_records
 from minipc.errors import MinipcError
 from minipc.inventory import Environment, HostEntry, Target, offsite_target, the_target
 from minipc.pins import write_pin
 from minipc.records import DataClassResult, Record
 from minipc.remote import describe, on, query, versions
 from minipc.run import PhaseFailedError, Run
-from minipc.secrets import open_store
-from minipc.secrets.catalogue import GENERATION, for_environment
-from minipc.secrets.generate import new_value
+from minipc.secrets.catalogue import GENERATION
+from minipc.secrets.generate import renew
 from minipc.verification import verify
+from playbooks import dns_cutover, phases
 from playbooks.adopt import adopt
-
-RESTORE = ("--data", "postgres_from_backup=restore")
-PHASES: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("host and network", ("host", "firewall"), "who may come in"),
-    ("data", ("repositories", "postgres"), "restored, up to the last archived transaction"),
-    ("service", ("redis", "workload"), "migrations, API, workers"),
-    ("public door", ("edge",), "opens once the data is verified"),
-)
 
 
 @dataclass(frozen=True)
@@ -66,11 +58,13 @@ def rebuild(environment: Environment, entry: HostEntry, fingerprint: str) -> Rec
     with watch(run.events):
         target: Target | None = None
         try:
-            with run.phase("adopt", "the new machine's host key and identity"):
+            with run.phase(phases.ADOPT.name, phases.ADOPT.detail):
                 adopt(entry, fingerprint, write_pin)
                 target = the_target(environment, entry[0])
+                shorten_the_ttl(run, target)
             fence(run, environment, target)
             come_back(run, environment, target)
+            lead_the_name(run, environment, target)
             finish(run, environment, target)
         except PhaseFailedError:
             run.note(f"what was printed: {run.log}; mend the cause and run the same command again")
@@ -94,12 +88,9 @@ def fence(run: Run, environment: Environment, target: Target) -> None:
     if offsite is None:
         run.not_exercised("fence of the lost machine", "there is no off-site machine (backups_offsite is None)")
         return
-    with run.phase("fence", "a new key for the new machine; the lost one's is revoked"):
-        entries = {each.name: each for each in for_environment(environment)}
-        fresh = {name: new_value(generator) for name in GENERATION if (generator := entries[name].generate)}
-        open_store(environment).set_many(fresh)
-        files = deploy_files(["offsite"], "offsite")
-        converge(environment, files, log=run.log, events=run.events, limit=offsite.alias)
+    with run.phase(phases.FENCE.name, phases.FENCE.detail):
+        renew(environment, GENERATION)
+        converge(environment, phases.FENCE.files, log=run.log, events=run.events, limit=offsite.alias)
 
 
 def come_back(
@@ -114,11 +105,10 @@ def come_back(
         PhaseFailedError: says which phase; the same call goes on there.
     """
     back: Restored | None = None
-    for name, components, detail in PHASES:
-        with run.phase(name, detail) as say:
-            files = [path for path in deploy_files(components) if not path.endswith("release.py")]
-            converge(environment, files, log=run.log, events=run.events, limit=target.alias, options=RESTORE)
-            if name == "data":
+    for phase in phases.TO_THE_OPEN_DOOR:
+        with run.phase(phase.name, phase.detail) as say:
+            _converge(run, environment, target, phase)
+            if phase is phases.DATA:
                 back = restored(target)
                 data_is_back(back)
                 say("; ".join(f"{each.name}: {each.rows_found} rows" for each in back.classes))
@@ -127,13 +117,48 @@ def come_back(
     return back
 
 
+def shorten_the_ttl(run: Run, target: Target) -> None:
+    """While the rebuild goes on, caches forget the old address. A provider that can't be asked now holds nothing up."""
+    if target.settings.dns.provider == "none":
+        return
+    try:
+        dns_cutover.lower(open_provider(target.settings, run.note), target.settings, run.note)
+    except MinipcError as error:
+        run.note(f"the TTL of the public records stays as it was: {error.what}")
+
+
+def lead_the_name(run: Run, environment: Environment, target: Target, given: Addresses | None = None) -> None:
+    """The public name leads to this machine, by its provider's API.
+
+    Args:
+        given: addresses, where neither the configuration nor the machine knows them.
+
+    Raises:
+        PhaseFailedError: see `playbooks/dns_cutover.py`.
+    """
+    if target.settings.dns.provider == "none":
+        run.not_exercised("DNS cutover", "dns_provider is none: the records are kept by hand", "dns")
+        return
+    with run.phase(phases.DNS.name, phases.DNS.detail) as say:
+        # A machine whose address is not fixed tells it itself.
+        _converge(run, environment, target, phases.DNS)
+        addresses = dns_cutover.addresses_of(target, given or {})
+        wanted = wanted_records(target.settings, target.data.get("machine_identity"), addresses)
+        changed = dns_cutover.cutover(open_provider(target.settings, run.note), wanted, run.note)
+        say("; ".join(map(str, changed)) or "the records were right already")
+
+
 def finish(run: Run, environment: Environment, target: Target) -> None:
     """Everything else, backups again, and all checks."""
-    with run.phase("backups again", "and everything that is left"):
-        converge(environment, deploy_files(), log=run.log, events=run.events, limit=target.alias, options=RESTORE)
+    with run.phase(phases.BACKUPS_AGAIN.name, phases.BACKUPS_AGAIN.detail):
+        _converge(run, environment, target, phases.BACKUPS_AGAIN)
     run.versions |= versions(target)
-    with run.phase("verify again", "from both sides") as say:
+    with run.phase(phases.VERIFY_AGAIN.name, phases.VERIFY_AGAIN.detail) as say:
         say(verify(environment, target, [], events=run.events, log=run.log).demand().summary)
+
+
+def _converge(run: Run, environment: Environment, target: Target, phase: phases.Phase) -> None:
+    converge(environment, phase.files, log=run.log, events=run.events, limit=target.alias, options=phase.options)
 
 
 def restored(target: Target) -> Restored:

@@ -1,4 +1,4 @@
-"""`minipc secrets`: init, list, check, set, copy. There is no command that shows a value."""
+"""`minipc secrets`: init, list, check, set, renew, copy. There is no command that shows a value."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from minipc.secrets.backends import open_store
 from minipc.secrets.catalogue import Entry
 from minipc.secrets.copying import copy
 from minipc.secrets.generate import fill
+from minipc.secrets.generate import renew as replace
 from minipc.secrets.secret import check_name
 from minipc.secrets.settings import Backend
 from minipc.secrets.store import SecretStore, nearest, resolve
@@ -88,6 +89,20 @@ def set_command(name: tuple[str, ...], environment: str) -> None:
         )
     store.set_many({wanted: _value(wanted)})
     click.echo(f"stored {wanted} in {store.backend} {store.location}")
+
+
+@secrets.command()
+@click.argument("names", nargs=-1, metavar="NAME…")
+@click.option("--machine", is_flag=True, help="What the mini PC proves itself with off-site: locks the old one out.")
+@_environment
+def renew(names: tuple[str, ...], machine: bool, environment: str) -> None:
+    """Replace generated values by new ones; the next converge puts them in place."""
+    chosen = [*names, *(catalogue.GENERATION if machine else ())]
+    if not chosen:
+        raise click.UsageError("name the secrets to renew, or give --machine")
+    replace(environment, chosen)
+    for name in chosen:
+        click.echo(f"renewed {name}")
 
 
 @secrets.command("copy")

@@ -61,6 +61,16 @@ def test_init_makes_key_file_and_values(run: Run) -> None:
     assert "generated" not in run("init").output
 
 
+def test_renew_replaces_what_the_machine_proves_itself_with(run: Run, store: AgeStore) -> None:
+    before = {name: store.get(name).reveal() for name in store.names()}
+    result = run("renew", "--machine")
+    assert result.exit_code == 0, result.output
+    changed = {name for name, value in before.items() if store.get(name).reveal() != value}
+    assert changed == set(catalogue.GENERATION)
+    assert not any(value in result.output for value in before.values())
+    assert run("renew").exit_code == 2, "nothing was named"
+
+
 def test_list_shows_names_and_states_only(run: Run, store: AgeStore) -> None:
     store.set_many({"left.over": VALUE})
     result = run("list")

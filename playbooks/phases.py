@@ -1,0 +1,126 @@
+"""The phases of a rebuild: the playbook goes by this list, and the runbook is rendered from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minipc.components import Role, deploy_files
+from minipc.converge import pyinfra_command
+
+RESTORE = ("--data", "postgres_from_backup=restore")
+"""What a converge within a rebuild is told: a missing database comes from a backup."""
+
+HOST, OFFSITE = "HOST", "OFFSITE"
+"""In the commands for a person: the machine's name in the inventory, and that of its off-site machine."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step of the rebuild.
+
+    Attributes:
+        detail: what it is for, as the display shows it.
+        components: those that are converged; everything when `everything` is set.
+        role: of the machine that is converged.
+        before, after: what a person types besides the converge.
+        done_when: what has to be true before the next phase.
+    """
+
+    name: str
+    detail: str
+    done_when: str
+    components: tuple[str, ...] = ()
+    everything: bool = False
+    role: Role = "mini"
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> list[str]:
+        """The deploy files to run; empty when nothing is converged. Without the release: that is for the end."""
+        if self.everything:
+            return deploy_files()
+        if not self.components:
+            return []
+        return [path for path in deploy_files(self.components, self.role) if not path.endswith("release.py")]
+
+    @property
+    def options(self) -> Sequence[str]:
+        """What pyinfra is told besides."""
+        return RESTORE if self.role == "mini" else ()
+
+    @property
+    def commands(self) -> list[str]:
+        """What a person would type, on the controller."""
+        converge = []
+        if self.files:
+            limit = HOST if self.role == "mini" else OFFSITE
+            program, *words = pyinfra_command("production", self.files, "--limit", limit, *self.options)
+            converge = [" ".join([Path(program).name, *words])]
+        return [*self.before, *converge, *self.after]
+
+
+ADOPT = Phase(
+    "adopt",
+    "the new machine's host key and identity",
+    before=(f"minipc adopt {HOST} --fingerprint SHA256:…", f"minipc dns lower --host {HOST}"),
+    done_when="the machine is enrolled (one that isn't blank is refused), and the TTL of the records is short",
+)
+FENCE = Phase(
+    "fence",
+    "a new key for the new machine; the lost one's is revoked",
+    components=("offsite",),
+    role="offsite",
+    before=("minipc secrets renew --machine",),
+    done_when="the off-site machine takes the new key only: should the lost machine come back, it can't archive",
+)
+HOST_AND_NETWORK = Phase(
+    "host and network",
+    "who may come in",
+    components=("host", "firewall"),
+    done_when="the firewall is up: the public door is still shut, because nothing listens behind it",
+)
+DATA = Phase(
+    "data",
+    "restored, up to the last archived transaction",
+    components=("repositories", "postgres"),
+    after=(
+        "ssh HOST cat /var/lib/minipc/backups/restore.json",
+        "ssh HOST \"runuser -u postgres -- psql -Atc 'SELECT max(at) FROM heartbeat' minipc\"",
+    ),
+    done_when="the database takes writes; each data class is counted; the newest heartbeat says how much was lost",
+)
+SERVICE = Phase(
+    "service", "migrations, API, workers", components=("redis", "workload"), done_when="the API answers on the machine"
+)
+DOOR = Phase(
+    "public door",
+    "opens once the data is verified",
+    components=("edge",),
+    done_when="the service answers through the public door",
+)
+DNS = Phase(
+    "DNS cutover",
+    "the public name leads to the new machine",
+    components=("dns",),
+    after=(f"minipc dns cutover --host {HOST}",),
+    done_when="the records are read back as they were set; caches may answer the old address for one TTL more",
+)
+BACKUPS_AGAIN = Phase(
+    "backups again",
+    "and everything that is left",
+    everything=True,
+    done_when="a backup is in each repository, and WAL arrives there",
+)
+VERIFY_AGAIN = Phase(
+    "verify again",
+    "from both sides",
+    before=(f"minipc verify --host {HOST}",),
+    done_when="no check fails",
+)
+
+TO_THE_OPEN_DOOR = (HOST_AND_NETWORK, DATA, SERVICE, DOOR)
+PHASES = (ADOPT, FENCE, *TO_THE_OPEN_DOOR, DNS, BACKUPS_AGAIN, VERIFY_AGAIN)
+"""A rebuild, in order."""
