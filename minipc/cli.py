@@ -18,6 +18,7 @@ _LAZY = {
     "bundle": "minipc.bundle.cli:bundle",
     "secrets": "minipc.secrets.cli:secrets",
     "dns": "minipc.dns.cli:dns",
+    "workload": "minipc.workload.cli:workload",
 }
 
 

@@ -319,6 +319,35 @@ def test_migrating_an_empty_database_twice_at_once(stack: Stack) -> None:
             connection.execute("DROP DATABASE empty WITH (FORCE)")
 
 
+def test_a_schema_newer_than_the_code_is_left_alone(stack: Stack) -> None:
+    """After a rollback the version before runs on the schema of the one after it."""
+    with psycopg.connect(**stack.postgres.arguments("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE newer")
+    try:
+        assert stack.start("migrate", DATABASE_NAME="newer").popen.wait(30) == 0
+        with psycopg.connect(**stack.postgres.arguments("newer"), autocommit=True) as connection:
+            connection.execute("UPDATE schema_version SET version_num = '9999'")
+        again = stack.start("migrate", DATABASE_NAME="newer")
+        assert again.popen.wait(30) == 0
+        assert again.logged("schema is newer than this code")["schema"] == "9999"
+        with psycopg.connect(**stack.postgres.arguments("newer")) as connection:
+            assert connection.execute("SELECT version_num FROM schema_version").fetchall() == [("9999",)]
+    finally:
+        with psycopg.connect(**stack.postgres.arguments("postgres"), autocommit=True) as connection:
+            connection.execute("DROP DATABASE newer WITH (FORCE)")
+
+
+def test_migrating_can_wait_for_the_data(stack: Stack) -> None:
+    both = [
+        stack.start("migrate", "--wait", "1", DATABASE_PORT="1"),
+        stack.start("migrate", "--wait", "1", REDIS_PORT="1"),
+    ]
+    for process in both:
+        assert process.popen.wait(30) == 1
+        assert process.logged("waiting for data")
+    assert stack.start("migrate", "--wait", "1").popen.wait(30) == 0
+
+
 def test_a_failed_migration_says_so(stack: Stack) -> None:
     process = stack.start("migrate", DATABASE_PORT="1")
     assert process.popen.wait(30) == 1

@@ -108,7 +108,7 @@ def test_a_mirror_must_be_protected_and_without_credentials(tmp_path: Path, addr
 def test_the_committed_list_pins_everything_for_both_architectures() -> None:
     catalogue = load_catalogue(ROOT / "artifacts.toml")
     names = {item.name for item in catalogue.items}
-    assert names == {"k3s", "k3s-images", "argocd-manifest", "argocd-images", "loki", "grafana"}
+    assert names == {"k3s", "k3s-images", "argocd-manifest", "argocd-images", "loki", "grafana", "workload-image"}
     for name in names:
         for arch in ("amd64", "arm64"):
             assert catalogue.item(name, arch).name == name

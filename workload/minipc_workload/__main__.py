@@ -21,7 +21,8 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("api", help="serve HTTP")
     commands.add_parser("worker", help="run one worker").add_argument("name", choices=WORKERS)
-    commands.add_parser("migrate", help="bring the database's schema to this version")
+    migrate = commands.add_parser("migrate", help="bring the database's schema to this version")
+    migrate.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="first wait for the data stores")
     smoke = commands.add_parser("smoke", help="check a running service as a user would notice")
     smoke.add_argument("--url", default=os.environ.get("SMOKE_URL") or "http://127.0.0.1:30080")
     smoke.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="repeat until it passes")
@@ -39,13 +40,13 @@ def main() -> int:
     logs.configure(service, values.log_level, values.secrets)
     sentry.start(values, service)
     try:
-        return _run(arguments.command, service, values)
+        return _run(arguments.command, service, values, getattr(arguments, "wait", 0.0))
     except Exception:
         log.critical("service failed", exc_info=True)
         return 1
 
 
-def _run(command: str, service: str, values: settings.Settings) -> int:
+def _run(command: str, service: str, values: settings.Settings, wait_s: float) -> int:
     # Imported here: each process loads only what it needs.
     if command == "api":
         from minipc_workload import api
@@ -61,6 +62,8 @@ def _run(command: str, service: str, values: settings.Settings) -> int:
         from minipc_workload import migrate
 
         log.info("service started", extra={"version": values.version})
+        if wait_s:
+            migrate.wait_for_data(values, wait_s)
         migrate.upgrade(values)
         log.info("service stopped")
     return 0

@@ -24,16 +24,23 @@ KEEP_S = 24 * 3600
 TIMEOUT_S = 0.25
 
 
+def connect_arguments(settings: Settings) -> dict[str, Any]:
+    """Who and where, for both kinds of client."""
+    return {
+        "host": settings.redis_host,
+        "port": settings.redis_port,
+        "username": settings.redis_username,
+        "password": settings.redis_password,
+    }
+
+
 class Cache:
     """JSON values under `workload:`. A Redis that is down or slow reads as empty."""
 
     def __init__(self, settings: Settings) -> None:
         self._breaker = CircuitBreaker("redis", rest_s=5.0, on_change=metrics.breaker_changed)
         self._client = redis.asyncio.Redis(
-            host=settings.redis_host,
-            port=settings.redis_port,
-            username=settings.redis_username,
-            password=settings.redis_password,
+            **connect_arguments(settings),
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
             # Its default is three retries with back-off: longer than a read from the database takes.

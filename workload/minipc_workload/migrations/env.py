@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from alembic import context
+from minipc_workload.migrate import VERSION_TABLE
 from sqlalchemy import text
 
 connection = context.config.attributes["connection"]
-context.configure(connection=connection, version_table="schema_version", transaction_per_migration=True)
+context.configure(connection=connection, version_table=VERSION_TABLE, transaction_per_migration=True)
 
 # Two migrate jobs at once: the second waits here until the first is through, then finds nothing to do.
 connection.execute(text("SELECT pg_advisory_lock(hashtext('minipc_workload.migrate'))"))

@@ -1,0 +1,1 @@
+"""The reference workload from the controller's side: its image, made without any registry."""
