@@ -167,14 +167,14 @@ def drill(repo: int | None, environment: Any, alias: str | None) -> None:
     "--fingerprint", required=True, help="SHA256:… of the new machine's SSH host key, read on its own screen."
 )
 @click.option("--strict", is_flag=True, help="Exit 4 when anything was NOT EXERCISED.")
-def rebuild(alias: str, fingerprint: str, strict: bool) -> None:
+@click.option("--inventory", "environment", type=click.Choice(["production", "lab"]), default="production")
+def rebuild(alias: str, fingerprint: str, strict: bool, environment: Any) -> None:
     """A lost machine comes back on a blank one, from the off-site copy alone; verified and timed."""
     from minipc.inventory import the_target
-    from minipc.records import exit_code
     from playbooks.rebuild import rebuild as run
 
-    target = the_target("production", alias)
-    sys.exit(exit_code(run("production", (target.alias, target.data), fingerprint), strict=strict))
+    target = the_target(environment, alias)
+    sys.exit(run(environment, (target.alias, target.data), fingerprint, strict=strict))
 
 
 @cli.command()

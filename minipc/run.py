@@ -35,10 +35,12 @@ class Run:
     """A run while it goes on.
 
     Attributes:
+        part_of: folder of the run of another process that this one is a part of; that one makes the record.
         directory: events, logs and the report; `reports/ID/`.
     """
 
     kind: records.Kind
+    part_of: Path | None = None
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     gates: list[records.Gate] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
@@ -52,8 +54,8 @@ class Run:
     def __post_init__(self) -> None:
         pin_head()
         self.id = records.new_id(self.started)
-        self.directory = REPORTS / self.id
-        self.directory.mkdir(parents=True)
+        self.directory = self.part_of or REPORTS / self.id
+        self.directory.mkdir(parents=True, exist_ok=self.part_of is not None)
         self._writer = EventWriter(self.events)
 
     @property

@@ -14,5 +14,8 @@ HOST_VARIABLE = "MINIPC_HOST"
 REHEARSE_AS_VARIABLE = "MINIPC_REHEARSE_AS"
 """`production`: the lab's machines get production's group_data, with the overrides the lab can't do without."""
 
+RUN_VARIABLE = "MINIPC_RUN"
+"""Folder of the run that this process is a part of: what it does is kept there; the record is that run's."""
+
 COMMIT_VARIABLE = "MINIPC_COMMIT"
 """The commit a run began with, `+dirty` behind it when there were changes."""

@@ -108,6 +108,12 @@ DNS = Phase(
     after=(f"minipc dns cutover --host {HOST}",),
     done_when="the records are read back as they were set; caches may answer the old address for one TTL more",
 )
+PUBLIC_NAME = Phase(
+    "public name",
+    "answers through the edge",
+    after=("curl --resolve DOMAIN:443:ADDRESS https://DOMAIN/api/readyz",),
+    done_when="it answers 200: the end of the RTO",
+)
 BACKUPS_AGAIN = Phase(
     "backups again",
     "and everything that is left",
@@ -122,5 +128,5 @@ VERIFY_AGAIN = Phase(
 )
 
 TO_THE_OPEN_DOOR = (HOST_AND_NETWORK, DATA, SERVICE, DOOR)
-PHASES = (ADOPT, FENCE, *TO_THE_OPEN_DOOR, DNS, BACKUPS_AGAIN, VERIFY_AGAIN)
+PHASES = (ADOPT, FENCE, *TO_THE_OPEN_DOOR, DNS, PUBLIC_NAME, BACKUPS_AGAIN, VERIFY_AGAIN)
 """A rebuild, in order."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from minipc import lab, records
 from minipc.components import deploy_files
 from minipc.converge import converge, plan
 from minipc.display import console_for, print_summary, watch
-from minipc.errors import CouldNotVerifyError, MinipcError
+from minipc.errors import MinipcError
 from minipc.inventory import HostEntry, Target, the_target
 from minipc.lab.inventory import OFFSITE, entry, overrides, pin_lab_machine, stand_in_data
 from minipc.paths import ROOT
@@ -28,12 +29,14 @@ from minipc.records import DataClassResult, Gate, Record
 from minipc.remote import describe, on, query, versions
 from minipc.run import PhaseFailedError, Run
 from minipc.secrets.generate import generate
-from minipc.timeline import OperationEnd, read
+from minipc.timeline import OperationEnd, PhaseEnd, PhaseStart, read
 from minipc.variables import REHEARSE_AS_VARIABLE
 from minipc.verification import verify
-from playbooks import rebuild
+from minipc.wording import count
 from playbooks.adopt import adopt
 from playbooks.backup import take
+from playbooks.elsewhere import Elsewhere, Stick, end, seal
+from playbooks.phases import PUBLIC_NAME
 from playbooks.users import EVIDENCE, MUST_RECOVER, Acknowledged, read_acknowledged, user_name
 
 CONVERGE = "converge"
@@ -69,10 +72,14 @@ class Cast:
     options: Options
     machines: dict[str, lab.Machine] = field(default_factory=dict)
 
-    def boot(self, name: str) -> Target:
-        """A blank machine, enrolled."""
-        machine = lab.up(name, keep=self.options.keep, disk_gb=DISK_GB)
-        self.machines[name] = machine
+    def boot(self, name: str) -> lab.Machine:
+        """A blank machine."""
+        self.machines[name] = lab.up(name, keep=self.options.keep, disk_gb=DISK_GB)
+        return self.machines[name]
+
+    def enrol(self, name: str) -> Target:
+        """A blank machine that is ours."""
+        machine = self.boot(name)
         adopt(self._entry(machine), machine.host_key_fingerprint, pin_lab_machine)
         return the_target("lab", name)
 
@@ -95,27 +102,35 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
 
     Returns:
         The record, its path, and the path of the HTML report.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; its record says so.
     """
     run = Run("rehearsal")
     cast = Cast(options)
     told = records.Target(backend=options.backend, name=options.name, os="", kernel="", cpus=0, memory_mb=0)
     runtime: Literal["k3s", "stand-in"] | None = None
-    with watch(run.events), _group(options.group):
+    interrupted = False
+    with watch(run.events), _group(options.group), _sigterm_interrupts():
         try:
             with run.phase("prepare", "programs, base image, secrets"):
                 lab.ensure_prerequisites(install=True)
                 lab.image.ensure()
                 generate("lab")
             with run.phase("boot", "two blank machines: the mini PC and the off-site one"):
-                offsite = cast.boot(OFFSITE + options.name)
-                target = cast.boot(options.name)
+                offsite = cast.enrol(OFFSITE + options.name)
+                target = cast.enrol(options.name)
                 told, runtime = describe(target, options.backend), target.settings.workload.runtime
             _build(run, target, offsite)
             _lose_and_rebuild(run, cast, target)
         except PhaseFailedError:
             run.note(f"what was printed: {run.log}")
+        except KeyboardInterrupt:
+            interrupted = True
         finally:
             cast.leave()
+    if interrupted:
+        _say_interrupted(run)
     record = run.conclude(
         target=told,
         group=options.group,
@@ -127,7 +142,27 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
     print_summary(record, report_path=report_path, record_path=record_path)
     if options.keep:
         _print_how_to_reach(cast)
+    if interrupted:
+        raise KeyboardInterrupt
     return record, record_path, report_path
+
+
+def _say_interrupted(run: Run) -> None:
+    """The record of a run that was cut off can't be a pass, wherever it was."""
+    phases = [event for event in read(run.events) if isinstance(event, PhaseEnd)]
+    if not any(each.verdict != "pass" for each in phases):
+        run.write(PhaseStart(phase="interrupted"))
+        run.write(PhaseEnd(phase="interrupted", verdict="could-not-verify", detail="interrupted"))
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Whoever ends the process gets what Ctrl-C gives: machines removed, a record left."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_how_to_reach(cast: Cast) -> None:
@@ -179,6 +214,10 @@ def _lose_and_rebuild(run: Run, cast: Cast, target: Target) -> None:
     ca_file = run.directory / "ca.crt"
     ca_file.write_text(on(target, f"cat {CA_FILE}") + "\n", encoding="utf-8")
     name = cast.options.name
+    with run.phase("seal the bundle", "for the day of the loss, kept off the box") as detail:
+        stick = seal("lab")
+        found = [item for item in stick.manifest.fingerprints.items if item.startswith("secret ")]
+        detail(f"{count(len(found), 'secret')}, keys, inventory, pins")
     with _users(run, cast.machines[name], target.settings.edge.domain, ca_file, list_file):
         with run.phase("use and back up", "users keep writing") as detail:
             time.sleep(USE_S)
@@ -194,18 +233,59 @@ def _lose_and_rebuild(run: Run, cast: Cast, target: Target) -> None:
             detail(f"{len(read_acknowledged(list_file))} writes had been acknowledged")
     acknowledged = [each for each in read_acknowledged(list_file) if each.at <= lost_at]
     with run.phase("boot again", "a blank machine in its place"):
-        target = cast.boot(f"{name}-2")
-    rebuild.fence(run, "lab", target)
-    back = rebuild.come_back(run, "lab", target, data_is_back=lambda _: _weigh(run, target, acknowledged, lost_at))
-    with run.phase("public name", "through the edge, from the public side") as detail:
-        _wait_for_answer(cast.machines[target.alias], target)
-        run.rto_seconds = time.time() - lost_at
-        run.rto_budget_seconds = target.settings.backups.rto_budget_s
-        detail(f"from {back.label or 'the database that was there'}")
-    run.not_exercised(
-        "DNS cutover", "dns_provider is none: the lab has no zone; the new address was asked directly", "dns"
-    )
-    rebuild.finish(run, "lab", target)
+        machine = cast.boot(f"{name}-2")
+    try:
+        _rebuild_elsewhere(run, cast, stick, machine)
+        target = the_target("lab", machine.name)
+        with run.phase("weigh", "what users were promised, against what came back") as detail:
+            _weigh(run, target, acknowledged, lost_at)
+            detail("; ".join(f"{each.name}: {each.detail}" for each in run.data_classes))
+        run.versions |= versions(target)
+    finally:
+        # As far as it came: a rebuild that failed after the door opened still has its RTO.
+        _time(run, target, lost_at)
+
+
+def _rebuild_elsewhere(run: Run, cast: Cast, stick: Stick, machine: lab.Machine) -> None:
+    """The rebuild, in a process of its own that has a clean clone, an empty home and the bundle, and nothing else.
+
+    Raises:
+        PhaseFailedError: it did not end well; its phases say why.
+    """
+    place: Elsewhere | None = None
+    try:
+        with run.phase("break glass", "another computer: empty HOME, clean clone, the bundle") as detail:
+            place = Elsewhere()
+            place.open(stick)
+            place.connect([machine, cast.machines[OFFSITE + cast.options.name]])
+            detail(f"rebuilt from: the bundle, {place}")
+        for path in place.copied:
+            run.note(f"not in the commit, copied into the clone: {path}")
+        if place.copied:
+            run.not_exercised("a rebuild from the commit alone", f"{count(len(place.copied), 'file')} not committed")
+        words = ["rebuild", "--inventory", "lab", "--target", machine.name]
+        process = place.start(
+            *words, "--fingerprint", machine.host_key_fingerprint, run=run.directory.resolve(), log=run.log
+        )
+        try:
+            code = process.wait()
+        except BaseException:
+            end(process)
+            raise
+        if code:
+            raise PhaseFailedError(f"the rebuild ended with {code}")
+    finally:
+        if place:
+            place.hand_back(machine.name)
+            place.remove()
+
+
+def _time(run: Run, target: Target, lost_at: float) -> None:
+    """RTO: from the loss to the moment when the rebuild saw the service answer, as a user would."""
+    ends = [event for event in read(run.events) if isinstance(event, PhaseEnd)]
+    answered = next((each.t for each in ends if each.phase == PUBLIC_NAME.name and each.verdict == "pass"), None)
+    run.rto_budget_seconds = target.settings.backups.rto_budget_s
+    run.rto_seconds = None if answered is None else answered - lost_at
 
 
 @contextmanager
@@ -263,16 +343,3 @@ def _numbers(target: Target, run: Run, sql: str) -> set[int]:
     prefix = user_name(run.id, 0).removesuffix("0")
     users = query(target, "workload", sql).splitlines()
     return {int(user.removeprefix(prefix)) for user in users if user.startswith(prefix)}
-
-
-def _wait_for_answer(machine: lab.Machine, target: Target, limit_s: float = 120) -> None:
-    domain = target.settings.edge.domain
-    argv = ["ip", "netns", "exec", "public", "curl", "--silent", "--insecure", "--max-time", "5", "--noproxy", "*"]
-    argv += ["--resolve", f"{domain}:443:{machine.public_ipv4}", "--output", "/dev/null", "--write-out", "%{http_code}"]
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        done = subprocess.run([*argv, f"https://{domain}/api/readyz"], capture_output=True, text=True, timeout=20)
-        if done.stdout == "200":
-            return
-        time.sleep(0.2)
-    raise CouldNotVerifyError(f"https://{domain}/api/readyz did not answer 200 within {limit_s:.0f} s: {done.stdout}")

@@ -32,9 +32,12 @@ def test_its_record_is_valid_and_complete(rehearsal):
         "converge again",
         "plan",
         "verify",
+        "seal the bundle",
         "use and back up",
         "lose the machine",
         "boot again",
+        "break glass",
+        "adopt",
         "fence",
         "host and network",
         "data",
@@ -43,12 +46,19 @@ def test_its_record_is_valid_and_complete(rehearsal):
         "public name",
         "backups again",
         "verify again",
+        "weigh",
     ]
     gates = {gate.name: gate for gate in record.gates}
     assert gates["changes of the second converge"].seen == 0
     assert gates["changes that a plan finds"].seen == 0
     assert record.runtime == "stand-in"
     assert record.versions["postgresql-17"].startswith("17.")
+
+
+def test_the_rebuild_had_the_bundle_and_nothing_else(rehearsal):
+    phases = {phase["name"]: phase for phase in rehearsal.record["phases"]}
+    assert phases["break glass"]["detail"].startswith("rebuilt from: the bundle, empty HOME, clean clone of ")
+    assert "secrets, keys, inventory, pins" in phases["seal the bundle"]["detail"]
 
 
 def test_what_users_were_promised_came_back(rehearsal):

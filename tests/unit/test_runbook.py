@@ -66,6 +66,8 @@ def test_a_rebuild_goes_through_the_phases_of_the_runbook(monkeypatch, tmp_path)
         "open_provider": lambda *_: None,
         "wanted_records": lambda *_: [],
         "versions": lambda _: {},
+        "on": lambda *_: "",
+        "_ask_as_a_user": lambda *_: "200",
         "describe": lambda *_: _machine(),
         "verify": lambda *_, **__: type("Verified", (), {"demand": lambda self: self, "summary": ""})(),
     }.items():
