@@ -18,6 +18,8 @@ _LAZY = {
     "bundle": "minipc.bundle.cli:bundle",
     "secrets": "minipc.secrets.cli:secrets",
     "dns": "minipc.dns.cli:dns",
+    "release": "minipc.gitops.cli:release",
+    "trace": "minipc.gitops.cli:trace",
     "workload": "minipc.workload.cli:workload",
 }
 

@@ -44,3 +44,11 @@ def _git(*argv: str) -> str:
     return subprocess.run(
         ["git", "-C", str(ROOT), *argv], capture_output=True, text=True, check=True, timeout=20
     ).stdout.strip()
+
+
+def subject(commit: str) -> str:
+    """The first line of a commit's message; empty when this checkout doesn't have it."""
+    try:
+        return _git("log", "-1", "--format=%s", commit, "--")
+    except (OSError, subprocess.SubprocessError):
+        return ""

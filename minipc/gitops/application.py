@@ -1,0 +1,249 @@
+"""ArgoCD's Application: what should run, what does, and the sync that brings one to the other.
+
+Fields: argoproj.io/v1alpha1, https://argo-cd.readthedocs.io/en/stable/operator-manual/application.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minipc.errors import CouldNotVerifyError, RefusedError
+from minipc.gitops.cluster import APPLICATION, ARGOCD, Cluster, get, kubectl
+from minipc.wording import one_line
+
+REFRESH = "argocd.argoproj.io/refresh"
+RUNNING = ("Running", "Terminating")
+HEALTHY = "Healthy"
+SUCCEEDED = "Succeeded"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One object of a sync.
+
+    Attributes:
+        phase: PreSync, Sync, PostSync.
+        name: kind and name.
+        state: Synced, Succeeded, Running, Failed, …
+        message: what ArgoCD says about it, one line.
+    """
+
+    phase: str
+    name: str
+    state: str
+    message: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether this is why a sync failed."""
+        return self.state in ("Failed", "Error", "SyncFailed")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A desired state that was synced.
+
+    Attributes:
+        revision: commit in the deploy repository.
+        deployed_at: RFC 3339, UTC.
+        by: who asked for it.
+    """
+
+    revision: str
+    deployed_at: str
+    by: str
+
+
+@dataclass(frozen=True)
+class Application:
+    """Attributes:
+    repository: address of the deploy repository, as ArgoCD reads it.
+    path: of the overlay in it.
+    branch: where desired state is.
+    sync: Synced, OutOfSync or Unknown, compared with the head of the branch.
+    health: Healthy, Progressing, Degraded, Missing, Unknown or Suspended.
+    seen: the branch's head when ArgoCD last looked.
+    history: releases that succeeded, oldest first.
+    operation: the phase of the last sync: Running, Succeeded, Failed, Error; empty when there was none.
+    operation_message: what ArgoCD says about it.
+    operation_revision: the commit it was for.
+    operation_started: RFC 3339; empty when there was none.
+    operation_by: who asked for it.
+    steps: its objects.
+    problems: what is wrong with objects, and with the application itself.
+    options: sync options.
+    """
+
+    repository: str
+    path: str
+    branch: str
+    sync: str
+    health: str
+    seen: str
+    history: tuple[Release, ...]
+    operation: str
+    operation_message: str
+    operation_revision: str
+    operation_started: str
+    operation_by: str
+    steps: tuple[Step, ...]
+    problems: tuple[str, ...]
+    options: tuple[str, ...]
+
+    @property
+    def running(self) -> bool:
+        """Whether a sync is under way."""
+        return self.operation in RUNNING
+
+    @property
+    def deployed(self) -> str:
+        """The commit of the last release that succeeded; empty when there was none."""
+        return self.history[-1].revision if self.history else ""
+
+    @property
+    def attempted(self) -> str:
+        """The commit that was synced last, whether it succeeded or not; empty when there was none."""
+        return self.operation_revision or self.deployed
+
+    @property
+    def failed_steps(self) -> tuple[Step, ...]:
+        """Why the last sync failed."""
+        return tuple(step for step in self.steps if step.failed)
+
+
+def parse(data: Mapping[str, Any]) -> Application:
+    """Reads an Application; what ArgoCD hasn't written yet is empty."""
+    spec, status = data["spec"], data.get("status", {})
+    source, operation = spec["source"], status.get("operationState", {})
+    result = operation.get("syncResult", {})
+    asked = operation.get("operation", {})
+    return Application(
+        repository=source["repoURL"],
+        path=source.get("path", "."),
+        branch=source.get("targetRevision") or "HEAD",
+        sync=status.get("sync", {}).get("status", "Unknown"),
+        health=status.get("health", {}).get("status", "Unknown"),
+        seen=status.get("sync", {}).get("revision", ""),
+        history=tuple(
+            Release(each["revision"], each["deployedAt"], _who(each.get("initiatedBy", {})))
+            for each in status.get("history") or []
+        ),
+        operation=operation.get("phase", ""),
+        operation_message=one_line(operation.get("message", "")),
+        operation_revision=result.get("revision") or asked.get("sync", {}).get("revision", ""),
+        operation_started=operation.get("startedAt", ""),
+        operation_by=_who(asked.get("initiatedBy", {})),
+        steps=tuple(map(_step, result.get("resources") or [])),
+        problems=tuple(_problems(status)),
+        options=tuple(spec.get("syncPolicy", {}).get("syncOptions") or []),
+    )
+
+
+def _who(initiated: Mapping[str, Any]) -> str:
+    return "automated" if initiated.get("automated") else str(initiated.get("username") or "unknown")
+
+
+def _step(data: Mapping[str, Any]) -> Step:
+    return Step(
+        phase=data.get("syncPhase") or "Sync",
+        name=f"{data['kind']} {data['name']}",
+        state=data.get("hookPhase") or data.get("status") or "",
+        message=one_line(data.get("message", "")),
+    )
+
+
+def _problems(status: Mapping[str, Any]) -> Iterator[str]:
+    for condition in status.get("conditions") or []:
+        yield f"{condition['type']}: {one_line(condition.get('message', ''))}"
+    for each in status.get("resources") or []:
+        health = each.get("health", {})
+        if health.get("status") in ("Degraded", "Missing", "Progressing"):
+            message = one_line(health.get("message", ""))
+            yield f"{each['kind']} {each['name']}: {health['status']}{f': {message}' if message else ''}"
+
+
+def read(cluster: Cluster, name: str = APPLICATION) -> Application:
+    """The application as it is now.
+
+    Raises:
+        CouldNotVerifyError: there is none, or the cluster doesn't answer.
+    """
+    return parse(get(cluster, "applications.argoproj.io", name, "-n", ARGOCD))
+
+
+def refresh(cluster: Cluster, name: str = APPLICATION, *, timeout_s: float = 60) -> Application:
+    """Has ArgoCD look at Git and the cluster now, and reads the application.
+
+    Raises:
+        CouldNotVerifyError: it doesn't look within so many seconds.
+    """
+    kubectl(
+        cluster, "annotate", "applications.argoproj.io", name, "-n", ARGOCD, f"{REFRESH}=normal", "--overwrite"
+    )  # the controller takes the annotation away once it has looked
+    give_up_at = time.monotonic() + timeout_s
+    while True:
+        data = get(cluster, "applications.argoproj.io", name, "-n", ARGOCD)
+        if REFRESH not in data["metadata"].get("annotations", {}):
+            return parse(data)
+        if time.monotonic() > give_up_at:
+            raise CouldNotVerifyError(
+                f"ArgoCD has not looked at the repository within {timeout_s:.0f} s",
+                "`minipc verify argocd`; its logs: kubectl -n argocd logs statefulset/argocd-application-controller",
+            )
+        time.sleep(1.0)
+
+
+def start(cluster: Cluster, application: Application, revision: str, by: str, name: str = APPLICATION) -> None:
+    """Asks ArgoCD to sync to a commit, as its own API would.
+
+    Raises:
+        RefusedError: a sync is under way.
+        CouldNotVerifyError: the cluster doesn't answer.
+    """
+    if application.running:
+        raise RefusedError(
+            f"a sync to {application.operation_revision[:12]} is under way", "wait for it: `minipc release status`"
+        )
+    operation = {
+        "initiatedBy": {"username": by},
+        "sync": {"revision": revision, "prune": True, "syncOptions": list(application.options)},
+    }
+    patch = json.dumps({"operation": operation})
+    kubectl(cluster, "patch", "applications.argoproj.io", name, "-n", ARGOCD, "--type", "merge", "-p", patch)
+
+
+def wait(
+    cluster: Cluster,
+    before: Application,
+    *,
+    timeout_s: float,
+    show: Callable[[Step], None],
+    name: str = APPLICATION,
+    pause_s: float = 2.0,
+) -> Application:
+    """Waits for the sync that was started after `before` was read; shows each step as it changes.
+
+    Raises:
+        CouldNotVerifyError: it isn't over after so many seconds.
+    """
+    give_up_at = time.monotonic() + timeout_s
+    shown: dict[tuple[str, str], Step] = {}
+    while True:
+        now = read(cluster, name)
+        if now.operation_started != before.operation_started:
+            for step in now.steps:
+                if shown.get((step.phase, step.name)) != step:
+                    shown[step.phase, step.name] = step
+                    show(step)
+            if not now.running:
+                return now
+        if time.monotonic() > give_up_at:
+            raise CouldNotVerifyError(
+                f"the sync is not over after {timeout_s:.0f} s: {now.operation or 'not begun'} {now.operation_message}",
+                "it goes on without us: `minipc release status`",
+            )
+        time.sleep(pause_s)
