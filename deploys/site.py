@@ -20,4 +20,5 @@ else:
     local.include("deploys/workload.py")
     local.include("deploys/edge.py")
     local.include("deploys/dns.py")
+    local.include("deploys/loki.py")
 local.include("deploys/release.py")

@@ -242,3 +242,15 @@ dns_follow_every_s = 300
 dns_address_url = "https://cloudflare.com/cdn-cgi/trace"
 # OPTIONAL. Where the provider's API answers; only tests change it.
 dns_api_url = "https://api.cloudflare.com/client/v4"
+
+# --- loki: logs, searchable (docs/reference/loki.md) ---------------------------------------------------------------
+# OPTIONAL. Loopback port of its HTTP interface.
+loki_port = 3100
+# OPTIONAL. Loopback port on which its parts talk to each other.
+loki_grpc_port = 9095
+# OPTIONAL. Days logs are kept. 31: as the journal, an incident found at the end of the month can still be read.
+loki_days = 31
+# OPTIONAL. Disk space, MB; where logs need more they are kept for less long, at least a day.
+loki_max_disk_mb = 10240
+# OPTIONAL. Memory, MB; beyond it the machine takes its memory back, beyond the 1.5-fold it is restarted.
+loki_memory_mb = 256

@@ -75,6 +75,7 @@ COMPONENTS: tuple[Component, ...] = (
     Component("workload", "the service itself: API, workers, migrations", ("postgres", "redis")),
     Component("edge", "Caddy: the public door", ("host", "firewall"), backup_paths=("/var/lib/caddy",)),
     Component("dns", "the public name follows the machine's public address", ("host",)),
+    Component("loki", "Loki: logs, searchable", needs=("host",), artifacts=("loki",)),
     Component("release", "what runs here: commit, versions, when", ("host",), roles=BOTH),
 )
 

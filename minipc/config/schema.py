@@ -240,6 +240,16 @@ class DnsSettings(Strict):
         return self
 
 
+class LokiSettings(Strict):
+    """Logs, searchable."""
+
+    port: Port
+    grpc_port: Port
+    days: Annotated[int, Field(ge=30, le=3650)]
+    max_disk_mb: Annotated[int, Field(ge=512)]
+    memory_mb: Annotated[int, Field(ge=128)]
+
+
 class BundleSettings(Strict):
     """The break-glass bundle."""
 
@@ -261,6 +271,7 @@ class Settings(Strict):
     workload: WorkloadSettings
     edge: EdgeSettings
     dns: DnsSettings
+    loki: LokiSettings
 
     @model_validator(mode="after")
     def _stand_in_is_for_the_lab(self) -> Self:

@@ -1,0 +1,124 @@
+"""Loki: it takes logs and finds them again, by request too; it deletes; nobody but the machine itself reaches it."""
+
+from __future__ import annotations
+
+import json
+import secrets as random
+import shlex
+import time
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.verify.conftest import eventually, not_exercised
+
+UNIT = "loki.service"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _is_here(sh):
+    if sh(f"systemctl cat {UNIT} >/dev/null 2>&1 && echo yes || echo no") != "yes":
+        not_exercised("the artifact loki could not be had; the journal keeps the logs (`minipc logs` asks it)")
+
+
+@pytest.fixture(scope="session")
+def loki(sh, settings):
+    """Sends a request to Loki on the machine and returns status and answer."""
+    base = f"http://127.0.0.1:{settings.loki.port}"
+    ready = f"curl -s -o /dev/null -w '%{{http_code}}' {base}/ready"
+    assert eventually(lambda: sh(ready) == "200", within_s=90, every_s=0.5), "not ready within 90 s"
+
+    def request(path, body=None):
+        data = f"-H 'Content-Type: application/json' --data-binary {shlex.quote(json.dumps(body))}" if body else ""
+        text = sh(f"curl -s -w '\\n%{{http_code}}' {data} {shlex.quote(base + path)}")
+        answer, _, code = text.rpartition("\n")
+        return int(code), answer
+
+    return request
+
+
+@pytest.fixture(scope="session")
+def loki_config(loki):
+    return loki("/config")[1]
+
+
+def query(loki, logql, hours=1):
+    start = int((time.time() - hours * 3600) * 1e9)
+    code, answer = loki("/loki/api/v1/query_range?" + urlencode({"query": logql, "start": start, "limit": 100}))
+    assert code == 200, answer
+    return json.loads(answer)["data"]["result"]
+
+
+def test_it_finds_what_it_was_given_by_text_and_by_request(loki):
+    mark = random.token_hex(8)
+    entry = [str(time.time_ns()), f"verify {mark}", {"request_id": mark}]
+    stream = {"stream": {"service": "minipc-verify", "level": "info"}, "values": [entry]}
+    code, said = loki("/loki/api/v1/push", {"streams": [stream]})
+    assert code == 204, said
+    for logql in (f'{{service="minipc-verify"}} |= "{mark}"', f'{{service="minipc-verify"}} | request_id="{mark}"'):
+        found = eventually(lambda logql=logql: query(loki, logql), within_s=10)
+        assert [value[1] for stream in found for value in stream["values"]] == [f"verify {mark}"], logql
+
+
+def test_it_adds_no_labels_of_its_own(loki):
+    code, answer = loki("/loki/api/v1/labels")
+    assert code == 200
+    assert set(json.loads(answer).get("data", [])) <= {"service", "level"}
+
+
+def test_what_is_too_old_is_deleted(loki_config, settings):
+    """That the compactor really does it is tried by tests/lab/test_loki.py, which can wait for it."""
+    lines = {line.strip() for line in loki_config.splitlines()}
+    assert "retention_enabled: true" in lines
+    days = settings.loki.days
+    assert f"retention_period: {_duration(days)}" in lines
+    assert days >= 30
+
+
+def _duration(days):
+    """As Prometheus writes it: in the largest unit that divides it."""
+    return next(f"{days // size}{unit}" for unit, size in (("y", 365), ("w", 7), ("d", 1)) if days % size == 0)
+
+
+def test_the_disk_bound_is_looked_at(sh, units, settings):
+    timer = units("minipc-loki-bound.timer")
+    assert (timer["ActiveState"], timer["UnitFileState"]) == ("active", "enabled")
+    used = int(sh("du -sm /var/lib/loki").split()[0])
+    assert used <= settings.loki.max_disk_mb
+
+
+def test_only_the_machine_itself_reaches_it(listeners, settings, public, operator):
+    ports = {settings.loki.port, settings.loki.grpc_port}
+    assert {(address, port) for address, port, program in listeners if port in ports or program == "loki"} == {
+        ("127.0.0.1", port) for port in ports
+    }
+    for side in (public, operator):
+        done = side.run("curl", "-s", "--max-time", "2", f"http://{side.ipv4}:{settings.loki.port}/ready")
+        assert done.returncode != 0, side.name
+
+
+def test_its_files_are_its_own(sh):
+    assert sh("stat -c '%U %a' /var/lib/loki") == "loki 700"
+
+
+def test_the_unit_is_bounded_and_confined(units, exposure, settings):
+    properties = units(UNIT)
+    assert (properties["UnitFileState"], properties["Restart"]) == ("enabled", "always")
+    assert int(properties["MemoryHigh"]) == settings.loki.memory_mb * 1024**2
+    assert int(properties["MemoryMax"]) == settings.loki.memory_mb * 1024**2 * 3 // 2
+    assert exposure(UNIT) < 2.5
+
+
+def test_killed_it_comes_back_with_what_it_was_given(disturb, loki):
+    mark = random.token_hex(8)
+    stream = {"stream": {"service": "minipc-verify", "level": "info"}, "values": [[str(time.time_ns()), mark]]}
+    assert loki("/loki/api/v1/push", {"streams": [stream]})[0] == 204
+    disturb(f"systemctl kill -s KILL {UNIT}")
+
+    def found():
+        try:
+            return query(loki, f'{{service="minipc-verify"}} |= "{mark}"')
+        except AssertionError:
+            return []
+
+    assert eventually(found, within_s=60, every_s=0.5), "not back with the message within 60 s"
