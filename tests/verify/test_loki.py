@@ -18,7 +18,7 @@ UNIT = "loki.service"
 @pytest.fixture(scope="session", autouse=True)
 def _is_here(sh):
     if sh(f"systemctl cat {UNIT} >/dev/null 2>&1 && echo yes || echo no") != "yes":
-        not_exercised("the artifact loki could not be had; the journal keeps the logs (`minipc logs` asks it)")
+        not_exercised("the artifact loki could not be had; the journal keeps the logs")
 
 
 @pytest.fixture(scope="session")
