@@ -10,8 +10,10 @@ from pyinfra.api import deploy
 
 from minipc.guards import config, refuse_another_database
 from minipc.operations import Content, Directory, File, place, units
-from minipc.operations.backups import first_backup_taken, stanza_present
+from minipc.operations.backups import first_backup_taken, stanza_present, state_restored
 
+DRILL = "/usr/local/lib/minipc/drill"
+DRILLS = "/var/lib/minipc/drills"
 SYSTEMD = "/etc/systemd/system"
 
 
@@ -36,11 +38,13 @@ def backups() -> None:
         name="place the drill",
         component="backups",
         entries=[
-            Directory("/var/lib/minipc/drills"),
+            Directory(DRILLS),
             Content(json.dumps(_drill_settings(), indent=1).encode() + b"\n", "/etc/minipc/backups/drill.json"),
-            File("drill.py", "/usr/local/lib/minipc/drill", mode="755"),
+            File("drill.py", DRILL, mode="755"),
         ],
     )
+    if settings.backups.offsite and settings.postgres.from_backup == "restore":
+        state_restored(name="have the results of past drills again", paths=[DRILLS], then=f"{DRILL} publish")
     schedule = place(
         name="configure the units",
         component="backups",

@@ -28,7 +28,7 @@ from minipc.secrets.catalogue import (
 ETC = "/etc/minipc/backups"
 PGBACKREST = "/etc/pgbackrest"
 BIN = "/usr/local/lib/minipc"
-PROGRAMS = ["stanza", "backup", "restore"]
+PROGRAMS = {"stanza": "stanza", "backup": "backup", "restore": "restore", "restore-state": "restore_state"}
 
 
 @deploy("repositories")
@@ -94,7 +94,7 @@ def repositories() -> None:
             Content(json.dumps(_machine_settings(repos), indent=1).encode() + b"\n", f"{ETC}/settings.json"),
             File("common.py", f"{BIN}/common.py"),
             File("failed.sh", f"{BIN}/failed", mode="755", check="sh -n {path}"),
-            *(File(f"{program}.py", f"{BIN}/{program}", mode="755") for program in PROGRAMS),
+            *(File(f"{source}.py", f"{BIN}/{program}", mode="755") for program, source in PROGRAMS.items()),
         ],
     )
 

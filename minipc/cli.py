@@ -152,12 +152,20 @@ def prune(environment: Any, alias: str | None) -> None:
 
 @cli.command()
 @click.option("--repo", type=int, help="1: on the machine, 2: off-site; else the one that was tried longest ago.")
+@click.option("--collect", "fetch", is_flag=True, help="No new one: records of those that the machine did by itself.")
 @_environment_option
-def drill(repo: int | None, environment: Any, alias: str | None) -> None:
+def drill(repo: int | None, fetch: bool, environment: Any, alias: str | None) -> None:
     """Restore a backup beside the live database, question it, and throw it away."""
     from minipc.records import exit_code
+    from playbooks.restore_drill import collect
     from playbooks.restore_drill import drill as run
 
+    if fetch:
+        made = collect(environment, alias)
+        for record in made:
+            click.echo(f"{record.started:%Y-%m-%d %H:%M} UTC: {record.verdict}")
+        click.echo(f"{len(made)} new; `minipc history drill` shows all")
+        return
     sys.exit(exit_code(run(environment, alias, repo)))
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 from minipc import records
 from minipc.components import Component, Role, select
 from minipc.errors import CouldNotVerifyError, MinipcError
-from minipc.git import head, pin_head
+from minipc.git import Commit, head, pin_head
 from minipc.paths import ROOT
 from minipc.report import render
 from minipc.timeline import Event, EventWriter, Note, NotExercised, PhaseEnd, PhaseStart, read
@@ -111,6 +111,8 @@ class Run:
         overrides: list[records.Override],
         components: Sequence[str] | None = (),
         role: Role = "mini",
+        ended: datetime | None = None,
+        commit: Commit | None = None,
     ) -> records.Record:
         """The record of the run, with the verdict that its parts add up to.
 
@@ -118,14 +120,16 @@ class Run:
             converge_phase: whose operations the rows of the components count.
             components: which of them took part; all of the machine's when empty, no rows when None.
             role: of the machine.
+            ended: when it ended; now, unless it is told afterwards.
+            commit: the code that ran; the one that is checked out, unless it ran elsewhere.
         """
-        ended = datetime.now(UTC)
+        ended = ended or datetime.now(UTC)
         seen = records.observe(read(self.events), ended=ended)
         converged = [operation for operation in seen.operations if operation.phase == converge_phase]
         chosen = [] if components is None else select(components, role)
         rows = [_component(each, converged, seen) for each in chosen]
         exercised = _exercised(seen)
-        commit = head()
+        commit = commit or head()
         return records.conclude(
             records.Draft(
                 id=self.id,

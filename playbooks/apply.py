@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minipc.bundle.checking import check as look
+from minipc.bundle.state import read_state
 from minipc.components import deploy_files, select
 from minipc.converge import converge
 from minipc.display import console_for, print_summary, watch
-from minipc.errors import EXIT_FAIL, EXIT_PASS, EXIT_REFUSED, RefusedError
-from minipc.inventory import Environment, the_target
+from minipc.errors import EXIT_FAIL, EXIT_PASS, EXIT_REFUSED, MinipcError, RefusedError
+from minipc.inventory import Environment, Target, the_target
 from minipc.records import exit_code
 from minipc.remote import describe, versions
 from minipc.run import PhaseFailedError, Run
 from minipc.verdicts import SIGNS
 from minipc.verification import Verification, verify
+from playbooks.bundle_metrics import push
 
 CONVERGE = "converge"
 
@@ -40,6 +43,7 @@ def apply(environment: Environment, names: Sequence[str], alias: str | None) -> 
             with run.phase(CONVERGE, " ".join(names) or "everything"):
                 converge(environment, files, log=run.log, events=run.events, limit=target.alias)
             run.versions |= versions(target)
+            _tell_of_the_bundle(run, environment, target)
             with run.phase("verify") as detail:
                 detail(verify(environment, target, chosen, events=run.events, log=run.log).demand().summary)
         except PhaseFailedError as failed:
@@ -57,6 +61,19 @@ def apply(environment: Environment, names: Sequence[str], alias: str | None) -> 
     report_path, record_path = run.publish(record)
     print_summary(record, report_path=report_path, record_path=record_path)
     return EXIT_REFUSED if refused else exit_code(record)
+
+
+def _tell_of_the_bundle(run: Run, environment: Environment, target: Target) -> None:
+    """A converge may have put a new secret in place, which the bundle hasn't: monitoring learns it now."""
+    if target.role != "mini" or read_state(environment) is None:
+        return
+    try:
+        found = look(environment)
+    except MinipcError as error:
+        run.note(f"the break-glass bundle could not be checked: {error.what}")
+        found = None
+    for line in push(environment, found, target):
+        run.note(f"break-glass bundle: {line}")
 
 
 def check(environment: Environment, names: Sequence[str], alias: str | None) -> int:

@@ -19,6 +19,7 @@ from minipc.bundle.metrics import metrics
 from minipc.bundle.passphrase import read_passphrase
 from minipc.errors import EXIT_FAIL, MinipcError
 from minipc.wording import count, duration
+from playbooks import bundle_metrics
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _Environment = Literal["production", "lab"]
@@ -61,6 +62,10 @@ def create(
         click.echo(f"sealed  {entry.path}")
     click.echo(f"{file}: {count(len(secrets), 'secret')}, {made.size / 1024:.0f} KB, opened again and compared")
     _show_gaps(made.manifest.gaps)
+    try:
+        _push(environment, look(environment))
+    except MinipcError as error:  # the bundle is made, whatever monitoring knows of it
+        click.echo(f"monitoring was not told: {error.what}", err=True)
 
 
 @bundle.command("open")
@@ -91,12 +96,14 @@ def open_command(file: Path, directory: Path | None, passphrase_file: Path | Non
 @click.argument("file", type=_FILE, required=False)
 @click.option("--open", "inside", is_flag=True, help="Ask for the passphrase and check the inside of the file.")
 @click.option("--metrics", "metrics_file", metavar="FILE", help="Also write metrics (textfile collector); - prints.")
+@click.option("--push", is_flag=True, help="Also have the metrics on the machine, for its monitoring.")
 @_passphrase_options
 @_environment_option
 def check(
     file: Path | None,
     inside: bool,
     metrics_file: str | None,
+    push: bool,
     passphrase_file: Path | None,
     descriptor: int | None,
     environment: _Environment,
@@ -107,8 +114,12 @@ def check(
         checked = look(environment, file, passphrase)
     except MinipcError:
         _write_metrics(metrics_file, environment, None)
+        if push:
+            _push(environment, None)
         raise
     _write_metrics(metrics_file, environment, checked)
+    if push:
+        _push(environment, checked)
     _show(checked, to_stderr=metrics_file == "-")
     if not checked.passed:
         sys.exit(EXIT_FAIL)
@@ -145,6 +156,11 @@ def _write_metrics(file: str | None, environment: str, checked: Checked | None) 
         temporary.replace(path)
     except OSError as error:
         raise MinipcError(f"{path} can't be written: {error.strerror}", "check the path and its owner") from None
+
+
+def _push(environment: _Environment, checked: Checked | None) -> None:
+    for line in bundle_metrics.push(environment, checked):
+        click.echo(line, err=True)
 
 
 def _show_gaps(gaps: list[str]) -> None:

@@ -21,12 +21,14 @@ class Backups:
         stanza: system identifier that the stanza was last found good for; None when it never was.
         stanza_repos: the repositories in which it was.
         taken: repositories ("repo1", "repo2", "restic") that have had a successful backup.
+        state: the paths for which a rebuild has asked the backup of configuration and state.
     """
 
     live: str | None = None
     stanza: str | None = None
     stanza_repos: tuple[int, ...] = ()
     taken: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
 
 
 class BackupsState(FactBase[Backups]):
@@ -35,7 +37,7 @@ class BackupsState(FactBase[Backups]):
     def command(self) -> str:
         return (
             f"echo live $({_CONTROL} 2>/dev/null | sed -n 's/^Database system identifier: *//p'); "
-            f"for name in stanza outcomes; do echo $name $(cat {STATE}/$name.json 2>/dev/null); done"
+            f"for name in stanza outcomes state; do echo $name $(cat {STATE}/$name.json 2>/dev/null); done"
         )
 
     @staticmethod
@@ -46,9 +48,11 @@ class BackupsState(FactBase[Backups]):
         found = {key: value for key, _, value in (line.partition(" ") for line in output)}
         stanza: dict[str, Any] = json.loads(found.get("stanza") or "{}")
         outcomes: dict[str, Any] = json.loads(found.get("outcomes") or "{}")
+        state: dict[str, Any] = json.loads(found.get("state") or "{}")
         return Backups(
             live=found.get("live") or None,
             stanza=stanza.get("system_id"),
             stanza_repos=tuple(stanza.get("repos", ())),
             taken=tuple(name for name, outcome in outcomes.items() if "last_success" in outcome),
+            state=tuple(state),
         )

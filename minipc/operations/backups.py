@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Generator, Sequence
 
 from pyinfra import context
@@ -28,6 +29,21 @@ def first_backup_taken(repos: Sequence[int], files: bool) -> Generator[StringCom
         yield _start("minipc-backup@full.service")
     if files and "restic" not in found.taken:
         yield _start("minipc-backup@files.service")
+
+
+@operation()
+def state_restored(paths: Sequence[str], then: str) -> Generator[StringCommand, None, None]:
+    """Has what the lost machine kept in these paths, from the newest backup of configuration and state that has it.
+
+    Within a rebuild only, and once: what was not in a backup then, or is here already, is left as it is.
+
+    Args:
+        then: a command for what follows from them.
+    """
+    found: Backups = context.host.get_fact(BackupsState)
+    missing = [path for path in paths if path not in found.state]
+    if missing:
+        yield StringCommand(f"{BIN}/restore-state {shlex.join(missing)} && {then}")
 
 
 def _start(unit: str) -> StringCommand:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from common import (
     EXIT_FAIL,
@@ -24,11 +22,12 @@ from common import (
     STATE,
     FailedError,
     ended,
+    ensure_reachable,
     locked,
     pgbackrest,
     read_json,
     repository,
-    run,
+    restic,
     say,
     settings,
     write_file,
@@ -38,7 +37,6 @@ from common import (
 OUTCOMES = STATE / "outcomes.json"
 KINDS = ("full", "diff", "files")
 LOCK_WAIT_S = 4 * 3600
-CONNECT_LIMIT_S = 15
 NO_REPOSITORY = 10  # restic's exit code
 
 
@@ -101,16 +99,8 @@ def files(config: dict[str, Any]) -> dict[str, Any]:
     return {"label": summary["snapshot_id"][:8], "size": summary["data_added_packed"]}
 
 
-def restic(config: dict[str, Any], *arguments: str, timeout_s: float = 6 * 3600) -> str:
-    """restic with repository, passphrase and certificate from their 0600 files."""
-    options = config["restic"]
-    argv = ["restic", "--repository-file", options["repository_file"], "--password-file", options["password_file"]]
-    argv += ["--cacert", options["ca_file"], "--cache-dir", "/var/cache/minipc-restic", "--retry-lock", "5m"]
-    return run([*argv, *arguments], timeout_s, env={"GOMAXPROCS": str(config["processes"]), "HOME": "/root"})
-
-
 def _ensure_repository(config: dict[str, Any]) -> None:
-    _ensure_reachable(config)
+    ensure_reachable(config)
     try:
         restic(config, "cat", "config", timeout_s=120)
     except FailedError as error:
@@ -118,15 +108,6 @@ def _ensure_repository(config: dict[str, Any]) -> None:
             raise
         restic(config, "init", timeout_s=120)
         say("restic: new repository made")
-
-
-def _ensure_reachable(config: dict[str, Any]) -> None:
-    """restic itself would try for a quarter of an hour."""
-    url = urlsplit(Path(config["restic"]["repository_file"]).read_text().strip().removeprefix("rest:"))
-    try:
-        socket.create_connection((url.hostname, url.port), timeout=CONNECT_LIMIT_S).close()
-    except OSError as error:
-        raise FailedError(f"restic: {url.hostname} port {url.port} can't be reached: {error}") from None
 
 
 def publish(outcomes: dict[str, Any], paths: list[list[str]]) -> None:

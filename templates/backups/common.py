@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -14,10 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 SETTINGS = Path("/etc/minipc/backups/settings.json")
 STATE = Path("/var/lib/minipc/backups")
 TEXTFILES = Path("/var/lib/prometheus/node-exporter")
+
+CONNECT_LIMIT_S = 15
 
 EXIT_PASS, EXIT_FAIL, EXIT_REFUSED, EXIT_COULD_NOT_VERIFY = 0, 1, 3, 4
 
@@ -98,6 +102,23 @@ def _unreadable(repo: int, message: str) -> str:
         first = message.splitlines()[0]
         return f"repo{repo} can't be decrypted: the passphrase is wrong or the repository is damaged: {first}"
     return f"repo{repo} can't be read: {message}"
+
+
+def restic(config: dict[str, Any], *arguments: str, timeout_s: float = 6 * 3600) -> str:
+    """restic with repository, passphrase and certificate from their 0600 files."""
+    options = config["restic"]
+    argv = ["restic", "--repository-file", options["repository_file"], "--password-file", options["password_file"]]
+    argv += ["--cacert", options["ca_file"], "--cache-dir", "/var/cache/minipc-restic", "--retry-lock", "5m"]
+    return run([*argv, *arguments], timeout_s, env={"GOMAXPROCS": str(config["processes"]), "HOME": "/root"})
+
+
+def ensure_reachable(config: dict[str, Any]) -> None:
+    """restic itself would try for a quarter of an hour."""
+    url = urlsplit(Path(config["restic"]["repository_file"]).read_text().strip().removeprefix("rest:"))
+    try:
+        socket.create_connection((url.hostname, url.port), timeout=CONNECT_LIMIT_S).close()
+    except OSError as error:
+        raise FailedError(f"restic: {url.hostname} port {url.port} can't be reached: {error}") from None
 
 
 def system_ids(info: Mapping[str, Any]) -> list[str]:

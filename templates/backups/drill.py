@@ -3,6 +3,7 @@
 """The restore drill: a backup becomes a running database beside the live one, is questioned, and is thrown away.
 
     drill [1|2]        which repository; without a number the one whose last drill is longest ago
+    drill publish      only the metrics, from the results that are there
 
 It goes back to a moment between two canaries: the first must be there, the second must not. The live stanza is only
 read: the scratch cluster has a configuration of its own, with one repository and archiving off. Exit 0 pass, 1 fail,
@@ -50,6 +51,7 @@ from common import (
 
 DRILL_SETTINGS = Path("/etc/minipc/backups/drill.json")
 RESULTS = Path("/var/lib/minipc/drills")
+RELEASE = Path("/etc/minipc/release")
 SCRATCH = Path("/var/lib/postgresql/minipc-drill")
 SEGMENT_BYTES = 16 * 1024 * 1024
 ROOM = 1.3  # of the database's size: what is restored, and the WAL that is replayed
@@ -95,6 +97,7 @@ class Drill:
             "rpo_seconds": None,
             "backup": None,
             "target": None,
+            "code": release(),
         }
 
     @contextmanager
@@ -385,6 +388,12 @@ def scratch_configuration(live: dict[str, str], stanza: str, repo: int) -> str:
     )
 
 
+def release() -> dict[str, Any]:
+    """Which commit the machine was converged from, for the record."""
+    found = read_json(RELEASE)
+    return {"commit": found.get("commit", "unknown"), "dirty": bool(found.get("dirty"))}
+
+
 def segment_end(segment: str) -> str:
     """The position just after a WAL segment, as PostgreSQL writes it.
 
@@ -468,6 +477,9 @@ def next_repository(repos: list[int]) -> int:
 
 
 def main(arguments: list[str]) -> int:
+    if arguments == ["publish"]:
+        publish()
+        return EXIT_PASS
     config = settings()
     signal.signal(signal.SIGTERM, _terminated)
     with locked("drill", 0):

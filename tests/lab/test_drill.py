@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minipc.records import load
-from tests.lab.conftest import on, run
+from tests.lab.conftest import converge, on, run
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(420)]
 SETTINGS = "/etc/minipc/backups/drill.json"
@@ -192,3 +192,22 @@ def test_a_damaged_backup_fails_it(pair):
     assert (code, result["verdict"]) == (1, "fail"), result
     assert [phase["name"] for phase in result["phases"]][-1] == "restore"
     assert leftovers(pair.mini) == ""
+
+
+def test_results_are_off_site_and_come_back_with_a_rebuild(pair):
+    """The last drill's result went off-site by itself; a machine without any gets all of them again, once."""
+    results, marker = "/var/lib/minipc/drills", "/var/lib/minipc/backups/state.json"
+    on(pair.mini, "systemctl start minipc-drill@1.service; systemctl start minipc-backup@files.service")
+    before = on(pair.mini, f"cd {results} && sha256sum *")
+    on(pair.mini, f"rm -rf /root/drills.kept; cp -a {results} /root/drills.kept; rm -f {results}/* {marker}")
+    restore = ("--data", "postgres_from_backup=restore")
+    try:
+        done = converge(pair.mini, "backups", options=restore)
+        assert done.code == 0, done.output
+        assert on(pair.mini, f"cd {results} && sha256sum *") == before
+        assert "minipc_drill_last_pass" in on(pair.mini, "cat /var/lib/prometheus/node-exporter/minipc_drill.prom")
+        on(pair.mini, f"rm -f {results}/*")
+        assert converge(pair.mini, "backups", options=restore).code == 0
+        assert on(pair.mini, f"ls {results}") == "", "asked once; what was removed since stays removed"
+    finally:
+        on(pair.mini, f"cp -a /root/drills.kept/. {results}/; rm -rf /root/drills.kept")

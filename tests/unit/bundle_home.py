@@ -17,6 +17,7 @@ from minipc.inventory import Target
 from minipc.secrets import open_store
 from minipc.secrets.generate import generate
 from minipc.secrets.sealed import _HEADER
+from playbooks import bundle_metrics
 
 PASSPHRASE = "correct horse battery staple"
 SSH_KEY = b"-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----\n"
@@ -97,6 +98,7 @@ def set_up(template: Path, root: Path, monkeypatch: pytest.MonkeyPatch, lab: con
     key = str(computer.home / ".ssh" / "id_ed25519")
     target = Target("box", {"ssh_key": key}, lab)
     monkeypatch.setattr(contents, "targets", lambda environment: [target])
+    monkeypatch.setattr(bundle_metrics, "targets", lambda environment: [])
     return computer
 
 

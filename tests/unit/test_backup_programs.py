@@ -306,3 +306,61 @@ def test_shell_scripts_are_clean(path):
     except FileNotFoundError:
         pytest.skip("NOT EXERCISED: shellcheck is not installed")
     assert done.returncode == 0, done.stdout
+
+
+# --- restore-state --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def restore_state(common, monkeypatch):
+    """The program with a repository of three snapshots; notes what it restores."""
+    module = load("restore_state")
+    module.DONE = common.STATE / "state.json"
+    snapshots = [
+        {"id": "a" * 64, "short_id": "a", "time": "2025-03-01T01:00:00Z", "paths": ["/d", "/etc"]},
+        {"id": "b" * 64, "short_id": "b", "time": "2025-03-03T01:00:00Z", "paths": ["/etc"]},
+        {"id": "c" * 64, "short_id": "c", "time": "2025-03-02T01:00:00Z", "paths": ["/d"]},
+    ]
+    module.asked = []
+
+    def restic(config, *arguments, **_):
+        module.asked.append(arguments)
+        return json.dumps(snapshots) if arguments[0] == "snapshots" else ""
+
+    monkeypatch.setattr(module, "restic", restic)
+    monkeypatch.setattr(module, "ensure_reachable", lambda config: None)
+    monkeypatch.setattr(module, "settings", lambda: {"host": "minipc"})
+    return module
+
+
+def test_a_path_comes_back_from_the_newest_snapshot_that_has_it(restore_state):
+    assert restore_state.main(["/d"]) == 0
+    assert restore_state.asked[-1] == ("restore", "c" * 64, "--target", "/", "--include", "/d")
+    assert json.loads(restore_state.DONE.read_text())["/d"]["snapshot"] == "c"
+
+
+def test_what_is_there_or_was_never_backed_up_is_left(restore_state, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/file").touch()
+    assert restore_state.main([str(tmp_path / "kept"), "/never"]) == 0
+    assert [each[0] for each in restore_state.asked] == ["snapshots"]
+    assert set(json.loads(restore_state.DONE.read_text())) == {str(tmp_path / "kept"), "/never"}
+
+
+def test_a_repository_that_cannot_be_asked_is_asked_again_next_time(restore_state, common, monkeypatch):
+    def fails(*_, **__):
+        raise common.FailedError("restic snapshots ended with 1: no route to host")
+
+    monkeypatch.setattr(restore_state, "restic", fails)
+    with pytest.raises(common.FailedError, match="run again") as error:
+        restore_state.main(["/d"])
+    assert error.value.code == common.EXIT_COULD_NOT_VERIFY
+    assert not restore_state.DONE.exists()
+
+
+def test_a_repository_that_was_never_made_has_nothing(restore_state, common, monkeypatch):
+    def fails(*_, **__):
+        raise common.FailedError("restic snapshots ended with 10: no repository")
+
+    monkeypatch.setattr(restore_state, "restic", fails)
+    assert restore_state.main(["/d"]) == 0

@@ -19,8 +19,10 @@ from minipc.bundle.cli import bundle
 from minipc.bundle.state import read_state, state_file
 from minipc.config.load import group_data
 from minipc.errors import CouldNotVerifyError, MinipcError, RefusedError, SecretError
+from minipc.inventory import Target
 from minipc.secrets import open_store, sealed
 from minipc.secrets.backends import age_key_file
+from playbooks import bundle_metrics
 from tests.unit.bundle_home import PASSPHRASE, SSH_KEY, Computer, everything, git, quick_seal, set_up
 from tests.unit.secrets_leaks import assert_silent
 from tests.unit.secrets_vault_server import FakeVault
@@ -581,6 +583,34 @@ def test_metrics(run: Run, computer: Computer, tmp_path: Path) -> None:
     assert "sentry" not in printed.stdout
     for line in text.splitlines():
         assert line.startswith(("# HELP minipc_bundle_", "# TYPE minipc_bundle_", "minipc_bundle_"))
+
+
+def test_the_machine_is_told(run: Run, computer: Computer, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, str] = {}
+
+    def on(target: Target, command: str, stdin: str) -> str:
+        if target.alias == "dead":
+            raise CouldNotVerifyError("no route to host")
+        told[target.alias] = stdin
+        return ""
+
+    settings = config.load("production")
+    machines = [
+        Target("minipc", {"machine_identity": "1"}, settings),
+        Target("dead", {"machine_identity": "2"}, settings),
+        Target("blank", {"machine_identity": None}, settings),
+        Target("backups", {"machine_identity": "3"}, settings, "offsite"),
+    ]
+    monkeypatch.setattr(bundle_metrics, "targets", lambda environment: machines)
+    monkeypatch.setattr(bundle_metrics, "on", on)
+    made = run("create", computer.stick)
+    assert made.exit_code == 0
+    assert "dead was not told: no route to host" in made.output
+    assert list(told) == ["minipc"]
+    assert 'minipc_bundle_matches{environment="production"} 1\n' in told["minipc"]
+    open_store("production").set_many({"sentry.dsn": "x"})
+    assert run("check", "--push").exit_code == 1
+    assert 'minipc_bundle_matches{environment="production"} 0\n' in told["minipc"]
 
 
 def test_metrics_that_can_not_be_written(run: Run, computer: Computer, tmp_path: Path) -> None:

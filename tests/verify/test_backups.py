@@ -120,7 +120,13 @@ def test_units_are_confined_and_tell_when_they_fail(units, unit):
     assert properties["NoNewPrivileges"] == "yes"
     assert properties["PrivateDevices"] == "yes"
     assert "cap_sys_admin" not in properties.get("CapabilityBoundingSet", "")
-    assert properties["OnFailure"] == f"minipc-failed@{unit}.service"
+    assert f"minipc-failed@{unit}.service" in properties["OnFailure"].split()
+
+
+def test_the_result_of_a_drill_goes_off_site_at_once(units):
+    properties = units("minipc-drill@next.service")
+    for end in ("OnSuccess", "OnFailure"):
+        assert "minipc-backup@files.service" in properties[end].split()
 
 
 def test_a_failure_becomes_a_metric_and_a_journal_entry(disturb):
