@@ -1,6 +1,7 @@
 """`minipc verify` of all components: against the same checks over testinfra's `ssh://` backend as it comes.
 
-Both leave out the checks that stop something on the machine, as in production: those wait for services, not for SSH.
+Both leave out the checks that stop something on the machine, as in production, and those of a client on the public or
+the operator side: they wait for services and for silence, not for SSH.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from minipc.variables import ENVIRONMENT_VARIABLE, HOST_VARIABLE
 
 FASTER_THAN_TESTINFRA = 5.0
 CONFIG_VARIABLE = "MINIPC_BENCH_SSH_CONFIG"
-SELECTION = {"PYTEST_ADDOPTS": "-m 'not disturbs'"}
+SELECTION = {"PYTEST_ADDOPTS": "-m 'not disturbs and not outside'"}
 
 
 def measure(run: Run, target: Target, rounds: int) -> Measurement:
@@ -37,7 +38,7 @@ def measure(run: Run, target: Target, rounds: int) -> Measurement:
         "verify: testinfra takes", budget=FASTER_THAN_TESTINFRA, seen=ratio(theirs, ours), unit="×", bound="at-least"
     )
     remarks = [f"CPU: testinfra takes {cpu_ratio(theirs, ours):.1f} × ours"]
-    title = "All checks that disturb nothing, on a converged machine"
+    title = "All checks over SSH that disturb nothing, on a converged machine"
     return Measurement(title, [ours, theirs], [gate], remarks=remarks)
 
 

@@ -33,13 +33,17 @@ CURL = ("curl", "--silent", "--show-error", "--include", "--noproxy", "*", "--he
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "disturbs: stops or changes something for a moment; runs in the lab only")
+    config.addinivalue_line("markers", "outside: seen by a client on the public or the operator side, not over SSH")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what goes through `disturb`, so that `-m "not disturbs"` leaves it out."""
+    """Marks what goes through `disturb`, and what is a client's view: `-m "not disturbs and not outside"`."""
     for item in items:
-        if "disturb" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "disturb" in fixtures:
             item.add_marker("disturbs")
+        if {"public", "operator"} & set(fixtures):
+            item.add_marker("outside")
 
 
 def not_exercised(why: str) -> NoReturn:
