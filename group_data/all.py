@@ -76,7 +76,7 @@ postgres_max_connections = 100
 # OPTIONAL. Statements slower than this are logged, milliseconds.
 postgres_slow_statement_ms = 500
 # OPTIONAL. A machine without a database, but with a backup of one: "refuse" (a lost database is never answered by an
-# empty one) or "restore". `minipc rebuild` sets it for its own run; leave it.
+# empty one), "restore", or "restore-incomplete" (also over a gap in WAL). `minipc rebuild` sets it; leave it.
 postgres_from_backup = "refuse"
 
 # --- offsite: the second machine, where the backups are ------------------------------------------------------------

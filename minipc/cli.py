@@ -96,12 +96,13 @@ def apply(names: tuple[str, ...], environment: Any, alias: str | None) -> None:
 
 @cli.command()
 @click.argument("names", nargs=-1, metavar="[COMPONENT]…")
+@click.option("--smoke", is_flag=True, help="Only the short list that tells whether the service is back.")
 @_environment_option
-def verify(names: tuple[str, ...], environment: Any, alias: str | None) -> None:
+def verify(names: tuple[str, ...], smoke: bool, environment: Any, alias: str | None) -> None:
     """Check that the machine does what it should, from outside and inside."""
     from playbooks.apply import check
 
-    sys.exit(check(environment, names, alias))
+    sys.exit(check(environment, names, alias, smoke_only=smoke))
 
 
 @cli.command()
@@ -178,13 +179,32 @@ def drill(repo: int | None, fetch: bool, environment: Any, alias: str | None) ->
 )
 @click.option("--strict", is_flag=True, help="Exit 4 when anything was NOT EXERCISED.")
 @click.option("--inventory", "environment", type=click.Choice(["production", "lab"]), default="production")
-def rebuild(alias: str, fingerprint: str, strict: bool, environment: Any) -> None:
+@click.option(
+    "--replace-database",
+    metavar="IDENTIFIER",
+    default="",
+    help="The machine has a database, with this system identifier: move it aside and restore the backup.",
+)
+@click.option("--accept-missing-wal", is_flag=True, help="A WAL segment is lost: come back to the state before it.")
+@click.option("--until", metavar="PHASE", help="Stop after this phase of docs/runbook.md.")
+def rebuild(
+    alias: str,
+    fingerprint: str,
+    strict: bool,
+    environment: Any,
+    replace_database: str,
+    accept_missing_wal: bool,
+    until: str | None,
+) -> None:
     """A lost machine comes back on a blank one, from the off-site copy alone; verified and timed."""
     from minipc.inventory import the_target
+    from playbooks.phases import named
+    from playbooks.rebuild import Options
     from playbooks.rebuild import rebuild as run
 
+    options = Options(strict, replace_database, accept_missing_wal, named(until) if until else None)
     target = the_target(environment, alias)
-    sys.exit(run(environment, (target.alias, target.data), fingerprint, strict=strict))
+    sys.exit(run(environment, (target.alias, target.data), fingerprint, options))
 
 
 @cli.command()

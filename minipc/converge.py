@@ -19,10 +19,14 @@ from minipc.errors import EXIT_FAIL, EXIT_REFUSED, MinipcError, RefusedError
 from minipc.inventory import Environment, inventory_file
 from minipc.paths import ROOT
 from minipc.progress import split_name
+from minipc.timeline import Refused, read
 from minipc.variables import EVENTS_VARIABLE
+from minipc.wording import first_line
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _TAIL_LINES = 25
+# How the programs that we put on a machine say why they ended (`ended` in templates/backups/common.py).
+_OWN_PROGRAM = re.compile(r"(?:^|\s)(?:restore|stanza|backup|drill): (\S.*)$")
 
 
 class ConvergeError(MinipcError):
@@ -71,6 +75,7 @@ def converge(
         ConvergeError: an operation failed, the connection broke, or the run was interrupted.
     """
     command = pyinfra_command(environment, files, "-y", *(["--limit", limit] if limit else []), *options)
+    known = len(_refusals(events))
     variables = os.environ | (env or {}) | ({EVENTS_VARIABLE: str(events)} if events else {})
     with log.open("ab") as output:
         output.write(f"$ {' '.join(command)}\n".encode())
@@ -86,7 +91,12 @@ def converge(
             process.wait(timeout=20)
             raise
     if code:
-        raise _failure(code, _said(log, start), log, command)
+        refusals = _refusals(events)[known:]
+        raise _failure(code, _said(log, start), log, command, refusals[-1].reason if refusals else "")
+
+
+def _refusals(events: Path | None) -> list[Refused]:
+    return [event for event in read(events) if isinstance(event, Refused)] if events and events.exists() else []
 
 
 def plan(
@@ -132,14 +142,18 @@ def _said(log: Path, start: int) -> str:
         return _ANSI.sub("", file.read().decode(errors="replace"))
 
 
-def _failure(code: int, said: str, log: Path | None, command: Sequence[str]) -> MinipcError:
+def _failure(code: int, said: str, log: Path | None, command: Sequence[str], refusal: str = "") -> MinipcError:
     lines = said.rstrip().splitlines()
     tail = "\n".join(f"  | {line}" for line in lines[-_TAIL_LINES:])
     where = f"\n{tail}" + (f"\n  log: {log}" if log else "")
     if code == EXIT_REFUSED:
-        return RefusedError(f"a guard refused, nothing was changed{where}", "")
+        reason = f": {first_line(refusal)}" if refusal else ""
+        return RefusedError(f"a guard refused, nothing was changed{reason}{where}", "")
     again = "mend the cause and run the same command again: it goes on where it stopped"
     how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
     started = [line for line in lines if "Starting operation: " in line]
     during = f" during `{started[-1].split('operation: ')[1].strip()}`" if started else ""
-    return ConvergeError(f"pyinfra {how}{during}{where}", again, EXIT_FAIL)
+    # The program's own words first: they are the reason that a record shows.
+    reasons = [found[1] for line in lines if (found := _OWN_PROGRAM.search(line))]
+    reason = f"{reasons[-1]}\n" if reasons else ""
+    return ConvergeError(f"{reason}pyinfra {how}{during}{where}", again, EXIT_FAIL)

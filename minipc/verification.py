@@ -14,13 +14,15 @@ from pathlib import Path
 
 from minipc import ssh
 from minipc.components import select
-from minipc.errors import CouldNotVerifyError, MinipcError
+from minipc.errors import ConfigError, CouldNotVerifyError, MinipcError
 from minipc.inventory import Environment, Target
 from minipc.paths import ROOT
 from minipc.timeline import CheckEnd, read
 from minipc.variables import ENVIRONMENT_VARIABLE, EVENTS_VARIABLE, HOST_VARIABLE
 
 _PYTEST_FAILED, _PYTEST_OK = 1, 0
+SMOKE = "tests/verify/smoke/test_smoke.py"
+"""The smoke list: short, and the same for `minipc verify --smoke`, every rebuild and every rehearsal."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,34 @@ def verify(
         ConfigError: an unknown component.
         CouldNotVerifyError: the machine can't be reached, or pytest itself broke.
     """
-    files = [str(ROOT / component.verify) for component in select(components, target.role)]
+    files = [component.verify for component in select(components, target.role)]
+    return _run(environment, target, files, events=events, log=log, env=env)
+
+
+def smoke(environment: Environment, target: Target, *, events: Path, log: Path) -> Verification:
+    """Goes through the smoke list.
+
+    Raises:
+        ConfigError: the machine is not the mini PC.
+        CouldNotVerifyError: as in `verify`.
+    """
+    if target.role != "mini":
+        raise ConfigError(
+            f"the smoke list is the mini PC's; {target.alias} is an {target.role} machine", "name another"
+        )
+    return _run(environment, target, [SMOKE], events=events, log=log)
+
+
+def _run(
+    environment: Environment,
+    target: Target,
+    paths: Sequence[str],
+    *,
+    events: Path,
+    log: Path,
+    env: dict[str, str] | None = None,
+) -> Verification:
+    files = [str(ROOT / path) for path in paths]
     config = ssh.write_config([(target.alias, target.data)])
     before = len(_checks(events))
     # Opened here, so that an unreachable machine is one clear error instead of one for each check.

@@ -12,13 +12,13 @@ from minipc.bundle.state import read_state
 from minipc.components import deploy_files, select
 from minipc.converge import converge
 from minipc.display import console_for, print_summary, watch
-from minipc.errors import EXIT_FAIL, EXIT_PASS, EXIT_REFUSED, MinipcError, RefusedError
+from minipc.errors import EXIT_FAIL, EXIT_PASS, EXIT_REFUSED, ConfigError, MinipcError, RefusedError
 from minipc.inventory import Environment, Target, the_target
 from minipc.records import exit_code
 from minipc.remote import describe, versions
 from minipc.run import PhaseFailedError, Run
 from minipc.verdicts import SIGNS
-from minipc.verification import Verification, verify
+from minipc.verification import Verification, smoke, verify
 from playbooks.bundle_metrics import push
 
 CONVERGE = "converge"
@@ -76,11 +76,20 @@ def _tell_of_the_bundle(run: Run, environment: Environment, target: Target) -> N
         run.note(f"break-glass bundle: {line}")
 
 
-def check(environment: Environment, names: Sequence[str], alias: str | None) -> int:
-    """Verifies only, and prints what failed and what could not be tried; returns the exit code."""
+def check(environment: Environment, names: Sequence[str], alias: str | None, *, smoke_only: bool = False) -> int:
+    """Verifies only, and prints what failed and what could not be tried; returns the exit code.
+
+    Args:
+        smoke_only: the smoke list instead of the components' checks.
+    """
+    if smoke_only and names:
+        raise ConfigError("--smoke is a list of its own", "leave the components out")
     target = the_target(environment, alias)
     run = Run("converge")
-    seen = verify(environment, target, names, events=run.events, log=run.log)
+    if smoke_only:
+        seen = smoke(environment, target, events=run.events, log=run.log)
+    else:
+        seen = verify(environment, target, names, events=run.events, log=run.log)
     _print(seen)
     return EXIT_FAIL if seen.failed else EXIT_PASS
 

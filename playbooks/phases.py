@@ -8,6 +8,7 @@ from pathlib import Path
 
 from minipc.components import Role, deploy_files
 from minipc.converge import pyinfra_command
+from minipc.errors import ConfigError
 
 RESTORE = ("--data", "postgres_from_backup=restore")
 """What a converge within a rebuild is told: a missing database comes from a backup."""
@@ -120,6 +121,12 @@ BACKUPS_AGAIN = Phase(
     everything=True,
     done_when="a backup is in each repository, and WAL arrives there",
 )
+SMOKE = Phase(
+    "smoke",
+    "the short list that tells whether the service is back",
+    before=(f"minipc verify --smoke --host {HOST}",),
+    done_when="data of each class is written and read, the workers beat, backups run, and the off-site machine answers",
+)
 VERIFY_AGAIN = Phase(
     "verify again",
     "from both sides",
@@ -128,5 +135,13 @@ VERIFY_AGAIN = Phase(
 )
 
 TO_THE_OPEN_DOOR = (HOST_AND_NETWORK, DATA, SERVICE, DOOR)
-PHASES = (ADOPT, FENCE, *TO_THE_OPEN_DOOR, DNS, PUBLIC_NAME, BACKUPS_AGAIN, VERIFY_AGAIN)
+PHASES = (ADOPT, FENCE, *TO_THE_OPEN_DOOR, DNS, PUBLIC_NAME, BACKUPS_AGAIN, SMOKE, VERIFY_AGAIN)
 """A rebuild, in order."""
+
+
+def named(name: str) -> Phase:
+    """The phase of that name. Raises ConfigError."""
+    found = [phase for phase in PHASES if phase.name == name]
+    if not found:
+        raise ConfigError(f"there is no phase {name!r}", f"there are: {', '.join(phase.name for phase in PHASES)}")
+    return found[0]

@@ -2,6 +2,8 @@
 
     minipc rebuild --target HOST --fingerprint SHA256:…
 
+A machine that has a database is refused, unless its system identifier is given: then the old one is moved aside.
+
 Each phase is a converge of some components and a check; a phase that is done finds nothing to do, so after a crash the
 same command goes on where it stopped. The order is the promise: what must be recovered is verified before the public
 door opens.
@@ -13,9 +15,10 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from minipc import lab, records
 from minipc.converge import converge
 from minipc.display import print_summary, watch
 from minipc.dns.provider import Addresses, open_provider, wanted_records
-from minipc.errors import EXIT_FAIL, EXIT_PASS, CouldNotVerifyError, MinipcError
+from minipc.errors import EXIT_FAIL, EXIT_PASS, CouldNotVerifyError, MinipcError, RefusedError
 from minipc.inventory import Environment, HostEntry, Target, offsite_target, the_target
 from minipc.lab.inventory import pin_lab_machine
 from minipc.pins import write_pin
@@ -33,9 +36,20 @@ from minipc.run import PhaseFailedError, Run
 from minipc.secrets.catalogue import GENERATION
 from minipc.secrets.generate import renew
 from minipc.variables import RUN_VARIABLE
-from minipc.verification import verify
+from minipc.verification import smoke, verify
 from playbooks import dns_cutover, phases
 from playbooks.adopt import adopt
+
+DATA = "/var/lib/postgresql/17/main"
+SYSTEM_IDENTIFIER = (
+    f"/usr/lib/postgresql/17/bin/pg_controldata {DATA} | sed -n 's/^Database system identifier: *//p' | grep ."
+)
+# The newest timeline's history says where each earlier one ended.
+HISTORY = f"cat $(ls {DATA}/pg_wal/*.history 2>/dev/null | sort | tail -n 1) </dev/null"
+SEGMENT_BYTES = 16 * 1024 * 1024
+# On the machine for as long as it is being rebuilt.
+UNFINISHED = "/var/lib/minipc/rebuild-unfinished"
+ACCEPT_GAP = ("--data", "postgres_from_backup=restore-incomplete")
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,27 @@ class Restored:
     seconds: float | None
 
 
-def rebuild(environment: Environment, entry: HostEntry, fingerprint: str, *, strict: bool = False) -> int:
+@dataclass(frozen=True)
+class Options:
+    """What a rebuild may be told.
+
+    Attributes:
+        strict: what was not exercised makes the exit code 4.
+        replace: system identifier of the database that is there and is to be moved aside; empty: refuse one.
+        accept_missing_wal: go on although WAL is missing, and lose what came after the gap.
+        until: the phase to stop after; None: go to the end.
+    """
+
+    strict: bool = False
+    replace: str = ""
+    accept_missing_wal: bool = False
+    until: phases.Phase | None = None
+
+
+AS_USUAL = Options()
+
+
+def rebuild(environment: Environment, entry: HostEntry, fingerprint: str, options: Options = AS_USUAL) -> int:
     """Rebuilds a machine of the inventory on new hardware, with a record; returns the exit code.
 
     As a part of another run (a rehearsal's), events and output go there, and so does the record.
@@ -63,37 +97,53 @@ def rebuild(environment: Environment, entry: HostEntry, fingerprint: str, *, str
     Args:
         entry: the new machine: name and connection data, from the inventory.
         fingerprint: of its SSH host key, read on its own screen.
-        strict: whether what was not exercised makes the exit code 4.
     """
     part_of = os.environ.get(RUN_VARIABLE)
     run = Run("rebuild", Path(part_of) if part_of else None)
     failure: PhaseFailedError | None = None
     with nullcontext() if part_of else watch(run.events):
         try:
-            _phases(run, environment, entry, fingerprint)
+            for done in _phases(run, environment, entry, fingerprint, options):
+                if done is options.until:
+                    break
         except PhaseFailedError as error:
             failure = error
             run.note(f"what was printed: {run.log}; mend the cause and run the same command again")
     code = _exit_code(failure)
     if part_of:
         return code
-    record = _record(run, environment, entry[0])
+    whole = failure is None and options.until is None
+    record = _record(run, environment, entry[0], components=() if whole else None)
     report_path, record_path = run.publish(record)
     print_summary(record, report_path=report_path, record_path=record_path)
-    return code or exit_code(record, strict=strict)
+    return code or exit_code(record, strict=options.strict)
 
 
-def _phases(run: Run, environment: Environment, entry: HostEntry, fingerprint: str) -> None:
+def _phases(
+    run: Run, environment: Environment, entry: HostEntry, fingerprint: str, options: Options
+) -> Iterator[phases.Phase]:
+    """Goes through the phases and tells each that is done."""
     with run.phase(phases.ADOPT.name, phases.ADOPT.detail):
         adopt(entry, fingerprint, pin_lab_machine if environment == "lab" else write_pin)
         target = the_target(environment, entry[0])
+        begin(target, options.replace, run.note)
         shorten_the_ttl(run, target)
+    yield phases.ADOPT
     fence(run, environment, target)
-    back = come_back(run, environment, target)
-    run.data_classes += back.classes
+    yield phases.FENCE
+    for phase in phases.TO_THE_OPEN_DOOR:
+        come_back(run, environment, target, phase, options)
+        yield phase
     lead_the_name(run, environment, target)
+    yield phases.DNS
     public_name(run, environment, target)
-    finish(run, environment, target)
+    yield phases.PUBLIC_NAME
+    backups_again(run, environment, target, options)
+    yield phases.BACKUPS_AGAIN
+    smoke_list(run, environment, target)
+    yield phases.SMOKE
+    verify_again(run, environment, target)
+    yield phases.VERIFY_AGAIN
 
 
 def _exit_code(failure: PhaseFailedError | None) -> int:
@@ -104,7 +154,7 @@ def _exit_code(failure: PhaseFailedError | None) -> int:
     return cause.exit_code if isinstance(cause, MinipcError) else EXIT_FAIL
 
 
-def _record(run: Run, environment: Environment, alias: str) -> Record:
+def _record(run: Run, environment: Environment, alias: str, *, components: Sequence[str] | None) -> Record:
     target = the_target(environment, alias)
     try:
         facts = describe(target, "hardware" if environment == "production" else "nspawn")
@@ -117,6 +167,7 @@ def _record(run: Run, environment: Environment, alias: str) -> Record:
         runtime=target.settings.workload.runtime,
         converge_phase="",
         overrides=[],
+        components=components,
     )
 
 
@@ -132,23 +183,50 @@ def fence(run: Run, environment: Environment, target: Target) -> None:
         converge(environment, phases.FENCE.files, log=run.log, events=run.events, limit=offsite.alias)
 
 
-def come_back(run: Run, environment: Environment, target: Target) -> Restored:
-    """The phases up to the open door.
+def begin(target: Target, replace: str, say: Callable[[str], None]) -> None:
+    """Looks whether there is a database already, and marks the machine as one that is being rebuilt.
+
+    A rebuild that was cut off finds its own mark and goes on.
+
+    Args:
+        replace: system identifier of the database that may be moved aside.
 
     Raises:
-        PhaseFailedError: says which phase; the same call goes on there.
+        RefusedError: there is a database, and it isn't that one. Nothing was changed.
     """
-    back: Restored | None = None
-    for phase in phases.TO_THE_OPEN_DOOR:
-        with run.phase(phase.name, phase.detail) as say:
-            _converge(run, environment, target, phase)
-            if phase is phases.DATA:
-                back = restored(target)
-                rows = "; ".join(f"{each.name}: {each.rows_found} rows" for each in back.classes)
-                say(f"{rows}; from {back.label or 'the database that was there'}")
-    if back is None:
-        raise MinipcError("no phase brought the data back")
-    return back
+    if on(target, f"[ ! -e {UNFINISHED} ] || echo there"):
+        say("a rebuild of this machine was begun before: it goes on")
+        return
+    found = on(target, f"[ ! -e {DATA}/PG_VERSION ] || {{ {SYSTEM_IDENTIFIER} || echo unknown; }}")
+    if found and found != replace:
+        typed = f"; --replace-database said {replace}" if replace else ""
+        raise RefusedError(
+            f"{target.alias} has a database, system identifier {found}{typed}",
+            f"a rebuild would put the backup in its place. If that is meant: --replace-database {found}; it is moved "
+            "aside, not deleted. Nothing was changed",
+        )
+    if found:
+        aside = f"{DATA}.aside-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        on(target, f"systemctl stop postgresql@17-main && mv {DATA} {aside}", timeout_s=600)
+        say(f"the database that was there is in {aside}; remove it when it is no longer needed")
+    on(target, f"install -d -m 755 {Path(UNFINISHED).parent} && touch {UNFINISHED}")
+
+
+def come_back(
+    run: Run, environment: Environment, target: Target, phase: phases.Phase, options: Options = AS_USUAL
+) -> None:
+    """One of the phases up to the open door.
+
+    Raises:
+        PhaseFailedError: the same call goes on there.
+    """
+    with run.phase(phase.name, phase.detail) as say:
+        _converge(run, environment, target, phase, options)
+        if phase is phases.DATA:
+            back = restored(target, accept_missing_wal=options.accept_missing_wal)
+            run.data_classes += back.classes
+            rows = "; ".join(f"{each.name}: {each.rows_found} rows" for each in back.classes)
+            say(f"{rows}; from {back.label or 'the database that was there'}")
 
 
 def shorten_the_ttl(run: Run, target: Target) -> None:
@@ -214,32 +292,75 @@ def _ask_as_a_user(environment: Environment, target: Target, path: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, timeout=20).stdout
 
 
-def finish(run: Run, environment: Environment, target: Target) -> None:
-    """Everything else, backups again, and all checks."""
+def backups_again(run: Run, environment: Environment, target: Target, options: Options = AS_USUAL) -> None:
+    """Everything else."""
     with run.phase(phases.BACKUPS_AGAIN.name, phases.BACKUPS_AGAIN.detail):
-        _converge(run, environment, target, phases.BACKUPS_AGAIN)
+        _converge(run, environment, target, phases.BACKUPS_AGAIN, options)
     run.versions |= versions(target)
+
+
+def smoke_list(run: Run, environment: Environment, target: Target) -> None:
+    """Is the service back: the list that `minipc verify --smoke` goes through."""
+    with run.phase(phases.SMOKE.name, phases.SMOKE.detail) as say:
+        say(smoke(environment, target, events=run.events, log=run.log).demand().summary)
+
+
+def verify_again(run: Run, environment: Environment, target: Target) -> None:
+    """All checks; from here on the machine is one in service."""
     with run.phase(phases.VERIFY_AGAIN.name, phases.VERIFY_AGAIN.detail) as say:
         say(verify(environment, target, [], events=run.events, log=run.log).demand().summary)
+        on(target, f"rm -f {UNFINISHED}")
 
 
-def _converge(run: Run, environment: Environment, target: Target, phase: phases.Phase) -> None:
-    converge(environment, phase.files, log=run.log, events=run.events, limit=target.alias, options=phase.options)
+def _converge(
+    run: Run, environment: Environment, target: Target, phase: phases.Phase, options: Options = AS_USUAL
+) -> None:
+    told = [*phase.options, *(ACCEPT_GAP if options.accept_missing_wal and phase.role == "mini" else ())]
+    converge(environment, phase.files, log=run.log, events=run.events, limit=target.alias, options=told)
 
 
-def restored(target: Target) -> Restored:
+def restored(target: Target, *, accept_missing_wal: bool = False) -> Restored:
     """Asks the database what it holds.
 
     Raises:
         CouldNotVerifyError: it doesn't answer.
+        MinipcError: recovery ended before the last WAL segment that was there.
     """
+    outcome: dict[str, Any] = json.loads(on(target, "cat /var/lib/minipc/backups/restore.json 2>/dev/null || echo {}"))
+    if not accept_missing_wal:
+        check_recovery(outcome.get("wal_until"), on(target, HISTORY))
     classes = [
         _ask_class(target, each.name, each.database, [table.name for table in each.tables])
         for each in target.settings.backups.data_classes
     ]
     beat = query(target, "minipc", "SELECT coalesce(extract(epoch FROM max(at)), 0) FROM heartbeat")
-    outcome: dict[str, Any] = json.loads(on(target, "cat /var/lib/minipc/backups/restore.json 2>/dev/null || echo {}"))
     return Restored(classes, float(beat) or None, outcome.get("label"), outcome.get("seconds"))
+
+
+def check_recovery(until: str | None, history: str) -> None:
+    """Whether recovery went as far as there was WAL: when a repository fails half-way, PostgreSQL takes what it has
+    for everything, and says nothing.
+
+    Args:
+        until: the newest segment in the repositories when the restore began; None: there was no restore.
+        history: where each timeline ended, a line each (`1\t0/5000060\tno recovery target specified`).
+
+    Raises:
+        MinipcError: it ended in an earlier segment.
+    """
+    ends = [line.split("\t")[1] for line in history.splitlines() if line.count("\t") >= 2]
+    if until is None or not ends:
+        return
+    high, low = (int(part, 16) for part in ends[-1].split("/"))
+    ended = ((high << 32) + low - 1) // SEGMENT_BYTES
+    wanted = (int(until[8:16], 16) << 8) + int(until[16:24], 16)
+    if ended < wanted:
+        raise MinipcError(
+            f"recovery ended at {ends[-1]}, before WAL segment {until}, which is in a repository: what was written in "
+            "between is missing",
+            f"was the off-site machine away for a moment? Remove {UNFINISHED} on the machine and run again with "
+            "--replace-database, or accept the loss with --accept-missing-wal",
+        )
 
 
 def _ask_class(target: Target, name: str, database: str, tables: Sequence[str]) -> DataClassResult:

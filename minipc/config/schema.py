@@ -87,7 +87,7 @@ class PostgresSettings(Strict):
     shared_buffers_percent: Percent
     max_connections: Annotated[int, Field(ge=20, le=1000)]
     slow_statement_ms: Annotated[int, Field(ge=0)]
-    from_backup: Literal["refuse", "restore"]
+    from_backup: Literal["refuse", "restore", "restore-incomplete"]
 
     @model_validator(mode="after")
     def _owners_are_roles(self) -> Self:

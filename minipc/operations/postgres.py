@@ -31,7 +31,8 @@ def cluster_present(version: str, cluster: str, from_backup: str) -> Generator[S
     """Has a database: the one that is there, else the one that was backed up, else, if there never was one, a new one.
 
     Args:
-        from_backup: "refuse" or "restore": what to do where there is no database but a backup of one.
+        from_backup: what to do where there is no database but a backup of one: "refuse", "restore", or
+            "restore-incomplete": also when WAL is missing, which loses what came after the gap.
     """
     if context.host.get_fact(PostgresCluster, version=version, cluster=cluster) is not None:
         return

@@ -7,7 +7,7 @@ import pytest
 from minipc.inventory import the_target
 from minipc.run import Run
 from playbooks import rebuild
-from tests.lab.conftest import converge, on
+from tests.lab.conftest import converge, on, run
 
 # Each loses the database of the shared machine and brings it back: minutes, so not in `make test`.
 pytestmark = pytest.mark.long
@@ -29,6 +29,57 @@ def lost(site):
     yield before
     on(site, f"[ -s {DATA}/PG_VERSION ] || {{ rm -rf {DATA}; mv {DATA}.aside {DATA}; }}; rm -rf {DATA}.aside")
     assert converge(site, options=RESTORE).code == 0
+
+
+@pytest.mark.timeout(900)
+def test_a_database_that_is_there_is_refused_and_with_its_identifier_moved_aside(site):
+    def rebuild_it(*options):
+        words = ["--target", site.name, "--fingerprint", site.host_key_fingerprint, *options]
+        return run("minipc", "rebuild", "--inventory", "lab", *words, timeout_s=600)
+
+    found = on(site, f"/usr/lib/postgresql/17/bin/pg_controldata {DATA} | sed -n 's/^Database system identifier: *//p'")
+    keys, rows = on(site, "cat /etc/pgbackrest/sftp_key"), on(site, USERS)
+    for typed in ([], ["--replace-database", "1234567890123456789"]):
+        refused = rebuild_it(*typed)
+        assert refused.code == 3, refused.output
+        assert found.strip() in " ".join(refused.output.split())
+    assert on(site, f"cat /etc/pgbackrest/sftp_key; ls -d {DATA}.aside* 2>/dev/null || true") == keys, "it was changed"
+    assert on(site, USERS) == rows, "it was stopped"
+
+    on(site, "runuser -u postgres -- psql -qc 'SELECT pg_switch_wal()' -d postgres >/dev/null; sleep 3")
+    done = rebuild_it("--replace-database", found.strip(), "--until", "smoke")
+    try:
+        assert "12 passed, 0 failed" in done.output
+        assert on(site, f"ls -d {DATA}.aside-*/PG_VERSION").count("PG_VERSION") == 1
+        assert on(site, USERS) == rows
+        assert rebuild_it("--replace-database", found.strip(), "--until", "data").code in (0, 4), "it goes on"
+        assert on(site, f"ls -d {DATA}.aside-*").count("aside") == 1
+    finally:
+        on(site, f"rm -rf {DATA}.aside-* /var/lib/minipc/rebuild-unfinished")
+
+
+def test_a_missing_wal_segment_is_named_and_nothing_is_restored_over_the_gap(site, lost):
+    """Unless that is what the operator wants."""
+    newest = "ls /var/lib/pgbackrest/archive/main/17-*/*/0000* | grep -v backup | sort | tail -n 2 | head -n 1"
+    path = on(site, newest).strip()
+    segment = path.rpartition("/")[2][:24]
+    on(site, f"mv {path} /root/kept-segment; cp -a {CONF} /root/kept.conf; sed -i '/^repo2-/d' {CONF}")
+    settings = "/etc/minipc/backups/settings.json"
+    on(
+        site,
+        f"cp -a {settings} /root/kept.json; tr -d '\\n' < /root/kept.json | sed 's/\\[ *1, *2 *\\]/[1]/' > {settings}",
+    )
+    restore = "/usr/local/lib/minipc/restore restore 2>&1; echo code $?"
+    try:
+        told = on(site, restore)
+        assert f"WAL segment {segment[:8]}" in told, told
+        assert "is missing in every repository" in told
+        assert "code 1" in told
+        assert on(site, f"ls {DATA} 2>/dev/null || true") == ""
+        assert "code 0" in on(site, restore.replace("restore restore", "restore restore-incomplete"))
+    finally:
+        on(site, f"mv /root/kept-segment {path}; mv /root/kept.conf {CONF}; mv /root/kept.json {settings}")
+        on(site, f"rm -rf {DATA}")
 
 
 def test_a_database_that_is_gone_is_not_answered_by_an_empty_one(site, lost):

@@ -45,6 +45,7 @@ def test_its_record_is_valid_and_complete(rehearsal):
         "public door",
         "public name",
         "backups again",
+        "smoke",
         "verify again",
         "weigh",
     ]

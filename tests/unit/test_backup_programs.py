@@ -54,6 +54,11 @@ def metrics(common, name):
     return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
 
 
+@pytest.fixture
+def restore(common):
+    return load("restore")
+
+
 # --- common ---------------------------------------------------------------------------------------------------------
 
 
@@ -364,3 +369,81 @@ def test_a_repository_that_was_never_made_has_nothing(restore_state, common, mon
 
     monkeypatch.setattr(restore_state, "restic", fails)
     assert restore_state.main(["/d"]) == 0
+
+
+# --- restore --------------------------------------------------------------------------------------------------------
+
+CONFIG = {"stanza": "main", "repos": [1, 2]}
+
+
+def listing(*segments):
+    """What `pgbackrest repo-ls` prints; each segment may name its timeline."""
+    names = {f"17-1/{each[:16]}/{each}-{'a' * 40}.zst": {"type": "file"} for each in segments}
+    extra = {
+        "17-1": {"type": "path"},
+        f"17-1/x/{segments[0]}.00000028.backup": {"type": "file"},
+        "00000002.history": {},
+    }
+    return json.dumps(names | extra)
+
+
+def segments(first, last, timeline=1):
+    return [f"{timeline:08X}{number >> 8:08X}{number & 0xFF:08X}" for number in range(first, last + 1)]
+
+
+@pytest.fixture
+def archive(restore, monkeypatch):
+    """Sets what each repository holds."""
+
+    def holds(**repos):
+        def pgbackrest(*arguments, **_):
+            repo = arguments[0].removeprefix("--repo=")
+            if repos[f"repo{repo}"] is None:
+                raise restore.FailedError("unable to connect")
+            return listing(*repos[f"repo{repo}"]) if repos[f"repo{repo}"] else "{}"
+
+        monkeypatch.setattr(restore, "pgbackrest", pgbackrest)
+
+    return holds
+
+
+def test_wal_without_a_gap_may_be_restored(restore, archive):
+    """A timeline that begins half-way continues the numbers; what is before the backup doesn't matter."""
+    archive(repo1=[], repo2=[*segments(1, 2), *segments(0xFE, 0x103), *segments(0x103, 0x105, timeline=2)])
+    newest = segments(0x105, 0x105, timeline=2)[0]
+    assert restore._wal_until(CONFIG, segments(0xFE, 0xFE)[0], accept_gap=False) == newest
+
+
+def test_repositories_fill_each_others_gaps(restore, archive):
+    archive(repo1=segments(4, 5), repo2=segments(6, 9))
+    assert restore._wal_until(CONFIG, segments(4, 4)[0], accept_gap=False) == segments(9, 9)[0]
+
+
+def test_a_gap_is_named_and_refused(restore, archive):
+    archive(repo1=None, repo2=[*segments(4, 6), *segments(8, 9)])
+    with pytest.raises(restore.FailedError, match="000000010000000000000007 is missing in every repository") as told:
+        restore._wal_until(CONFIG, segments(4, 4)[0], accept_gap=False)
+    assert "000000010000000000000009" in str(told.value)
+    assert restore._wal_until(CONFIG, segments(4, 4)[0], accept_gap=True) == segments(6, 6)[0]
+
+
+def test_a_backup_without_its_first_wal_is_none(restore, archive):
+    archive(repo1=[], repo2=segments(1, 3))
+    with pytest.raises(restore.FailedError, match="with which the backup begins"):
+        restore._wal_until(CONFIG, segments(4, 4)[0], accept_gap=True)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "restore ended with 29: ERROR: [029]: unable to decompress",
+        "ERROR: [026]: error restoring 'base/1/2': actual checksum 'a' does not match expected checksum 'b'",
+    ],
+)
+def test_a_damaged_backup_is_called_that(restore, monkeypatch, said):
+    def pgbackrest(*_):
+        raise restore.FailedError(said)
+
+    monkeypatch.setattr(restore, "pgbackrest", pgbackrest)
+    with pytest.raises(restore.FailedError, match=r"the backup 2026F in repo2 is damaged.*ERROR"):
+        restore._copy("main", 2, "2026F")
