@@ -357,6 +357,14 @@ def test_a_failed_migration_says_so(stack: Stack) -> None:
     assert "port 1" in failure["exception"]
 
 
+def test_the_committed_shape_of_the_api_is_the_one_it_has() -> None:
+    """After a change: python3 -m minipc_workload openapi > gitops/ci/openapi.json"""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(WORKLOAD)}
+    command = [sys.executable, "-B", "-m", "minipc_workload", "openapi"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == json.loads((WORKLOAD.parent / "gitops/ci/openapi.json").read_text())
+
+
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 

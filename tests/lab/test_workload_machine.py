@@ -13,6 +13,7 @@ from minipc.paths import ROOT
 
 PATHS = [
     "workload",
+    "gitops/ci",
     "tests/__init__.py",
     "tests/lab/__init__.py",
     "tests/lab/test_workload_app.py",

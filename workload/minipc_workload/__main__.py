@@ -1,4 +1,4 @@
-"""`python3 -m minipc_workload api | worker NAME | migrate | smoke`."""
+"""`python3 -m minipc_workload api | worker NAME | migrate | smoke | openapi`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def main() -> int:
     commands.add_parser("worker", help="run one worker").add_argument("name", choices=WORKERS)
     migrate = commands.add_parser("migrate", help="bring the database's schema to this version")
     migrate.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="first wait for the data stores")
+    commands.add_parser("openapi", help="print the API's shape")
     smoke = commands.add_parser("smoke", help="check a running service as a user would notice")
     smoke.add_argument("--url", default=os.environ.get("SMOKE_URL") or "http://127.0.0.1:30080")
     smoke.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="repeat until it passes")
@@ -30,6 +31,8 @@ def main() -> int:
 
     if arguments.command == "smoke":
         return _smoke(arguments.url, arguments.wait)
+    if arguments.command == "openapi":
+        return _openapi()
     service = arguments.name if arguments.command == "worker" else arguments.command
     try:
         values = settings.load()
@@ -66,6 +69,13 @@ def _run(command: str, service: str, values: settings.Settings, wait_s: float) -
             migrate.wait_for_data(values, wait_s)
         migrate.upgrade(values)
         log.info("service stopped")
+    return 0
+
+
+def _openapi() -> int:
+    from minipc_workload import api
+
+    print(json.dumps(api.openapi(), indent=2, sort_keys=True))
     return 0
 
 

@@ -231,6 +231,13 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def openapi() -> dict[str, Any]:
+    """The API's shape, which clients rely on. Not served: it is compared in CI."""
+    app = FastAPI(title="workload", version="1", openapi_url=None)
+    app.include_router(router)
+    return app.openapi()
+
+
 def serve(settings: Settings) -> bool:
     """Serves until SIGTERM or SIGINT, then finishes the requests under way. False when it could not start."""
     # uvicorn raises the signal again once it has shut down: without this the process would die of it before its
