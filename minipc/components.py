@@ -31,6 +31,7 @@ class Component:
         artifacts: names of upstream files (see `artifacts.lock`) it can't do without.
         roles: the machines it belongs on: the mini PC, the off-site machine.
         backup_paths: what of it goes into the backup of configuration and state; absolute paths on the mini PC.
+        trace: a path that its converge leaves, by which another component knows that it is there; empty: no telling.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Component:
     artifacts: tuple[str, ...] = ()
     roles: tuple[Role, ...] = ("mini",)
     backup_paths: tuple[str, ...] = ()
+    trace: str = ""
 
     @property
     def deploy(self) -> str:
@@ -58,12 +60,28 @@ COMPONENTS: tuple[Component, ...] = (
         "Debian itself: packages, time, journal, sysctls, sshd, operator account",
         roles=BOTH,
         backup_paths=("/etc/minipc",),
+        trace="/etc/ssh/sshd_config.d/10-minipc.conf",
     ),
-    Component("firewall", "nftables: what may come in, and from which side", needs=("host",), roles=BOTH),
-    Component("offsite", "the backups' home on another machine", needs=("host", "firewall"), roles=("offsite",)),
-    Component("repositories", "where backups are and how to read them: pgBackRest, restic", ("host",)),
     Component(
-        "postgres", "PostgreSQL 17: everything that must not be lost", ("repositories",), data_class="must recover"
+        "firewall",
+        "nftables: what may come in, and from which side",
+        needs=("host",),
+        roles=BOTH,
+        trace="/etc/minipc/firewall.nft",
+    ),
+    Component("offsite", "the backups' home on another machine", needs=("host", "firewall"), roles=("offsite",)),
+    Component(
+        "repositories",
+        "where backups are and how to read them: pgBackRest, restic",
+        ("host",),
+        trace="/usr/local/lib/minipc/restore",
+    ),
+    Component(
+        "postgres",
+        "PostgreSQL 17: everything that must not be lost",
+        ("repositories",),
+        data_class="must recover",
+        trace="/var/lib/postgresql/17/main/PG_VERSION",
     ),
     Component(
         "backups",
@@ -71,7 +89,13 @@ COMPONENTS: tuple[Component, ...] = (
         needs=("repositories", "postgres"),
         backup_paths=("/var/lib/minipc/drills",),
     ),
-    Component("redis", "Redis: the cache; nothing in it needs to survive", ("host",), data_class="cache"),
+    Component(
+        "redis",
+        "Redis: the cache; nothing in it needs to survive",
+        ("host",),
+        data_class="cache",
+        trace="/etc/redis/users.acl",
+    ),
     Component("workload", "the service itself: API, workers, migrations", ("postgres", "redis")),
     Component("edge", "Caddy: the public door", ("host", "firewall"), backup_paths=("/var/lib/caddy",)),
     Component("dns", "the public name follows the machine's public address", ("host",)),
@@ -99,6 +123,17 @@ def select(names: Iterable[str], role: Role = "mini") -> list[Component]:
             raise ConfigError(f"`{name}` does not belong on this machine ({role}); there: {there}", "name another host")
     here = [component for component in COMPONENTS if role in component.roles]
     return [component for component in here if not wanted or component.name in wanted]
+
+
+def missing_needs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """What the named components need that is neither among them nor, so far as can be told, part of the same run.
+
+    Returns:
+        Trace on the machine -> the component that leaves it, and the one that needs it.
+    """
+    wanted = set(names)
+    needed = ((need, name) for name in BY_NAME if name in wanted for need in BY_NAME[name].needs if need not in wanted)
+    return {BY_NAME[need].trace: (need, name) for need, name in needed if BY_NAME[need].trace}
 
 
 def backup_paths() -> Sequence[tuple[str, str]]:

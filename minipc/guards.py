@@ -20,10 +20,11 @@ from pyinfra import context, logger
 from pyinfra.facts.server import Arch
 
 from minipc.artifacts import Artifact, resolve
+from minipc.components import missing_needs
 from minipc.config import Settings, parse
 from minipc.errors import ConfigError, MinipcError, RefusedError
 from minipc.facts.backups import BackupsState
-from minipc.facts.machine import IDENTITY_FILE, Admission, MachineAdmission
+from minipc.facts.machine import IDENTITY_FILE, Absent, Admission, MachineAdmission
 from minipc.facts.memory import remember_facts
 from minipc.halt import stop
 from minipc.progress import record_operations, write_event
@@ -54,6 +55,7 @@ def config() -> Settings:
         try:
             found: Admission = host.get_fact(MachineAdmission)
             admit(host.name, host.data.get("machine_identity"), found)
+            refuse_wrong_order(host.name, _deploys_of_this_run())
             settings = parse(host.data.dict(), source=f"data of {host.name}")
             refuse_lockout(host.name, settings.firewall.operator_networks, found.client)
             _settings[host.name] = settings
@@ -169,6 +171,32 @@ def refuse_lockout(name: str, operator_networks: Iterable[str], client: str) -> 
             "the firewall would lock you out",
             "add the network you converge from; nothing was changed",
         )
+
+
+def refuse_wrong_order(name: str, deploys: Sequence[str]) -> None:
+    """Refuses components whose needs are neither on the machine nor in the same run.
+
+    Args:
+        deploys: names of the deploy files, `site` among them when it is everything.
+
+    Raises:
+        RefusedError: names what comes first.
+    """
+    needs = missing_needs(deploys)
+    absent = context.host.get_fact(Absent, paths=list(needs)) if needs and "site" not in deploys else []
+    if absent:
+        first = {needs[trace][0]: None for trace in absent}
+        wanted = ", ".join(f"`{needs[trace][1]}` needs `{needs[trace][0]}`" for trace in absent)
+        raise RefusedError(
+            f"{name}: {wanted}, which is not on the machine",
+            f"`minipc apply {' '.join([*first, *deploys])}`, or everything: `minipc apply`. Nothing was changed",
+        )
+
+
+def _deploys_of_this_run() -> list[str]:
+    """Names of the deploy files that pyinfra was given, without the release. Deploys run outside click's context."""
+    files = map(Path, sys.argv[1:])
+    return [file.stem for file in files if file.parent.name == "deploys" and file.stem != "release"]
 
 
 def refuse_unsafe_options() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyinfra.api import FactBase
@@ -42,6 +44,20 @@ class MachineAdmission(FactBase[Admission]):
     def process(self, output: list[str]) -> Admission:
         user, version, free, client, *identity = (line.strip() for line in output)
         return Admission(identity[0] if identity else None, user, version, int(free.removesuffix("M")), client)
+
+
+class Absent(FactBase[list[str]]):
+    """Which of these paths the machine does not have."""
+
+    def command(self, paths: Sequence[str]) -> str:
+        return f"for path in {' '.join(shlex.quote(path) for path in paths)}; do [ -e $path ] || echo $path; done"
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: list[str]) -> list[str]:
+        return output
 
 
 class MachineSize(FactBase[dict[str, int]]):

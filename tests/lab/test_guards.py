@@ -111,6 +111,21 @@ def test_options_that_look_like_success_are_refused(site, options, told):
     assert told in done.output
 
 
+def test_a_component_before_what_it_needs_is_refused(blank):
+    from playbooks.adopt import adopt
+
+    adopt(entry(blank), blank.host_key_fingerprint, pin_lab_machine)
+    on(blank, "touch /run/marker; sleep 0.1")
+    for command in ("apply", "plan"):
+        done = run("minipc", command, "redis", "--inventory", "lab", "--host", blank.name)
+        assert done.code == 3, done.output
+        assert "`redis` needs `host`" in " ".join(done.output.split())
+    done = converge(blank, "postgres")
+    assert done.code == 3, done.output
+    assert "`postgres` needs `repositories`" in done.output
+    assert on(blank, EVERYTHING) == ""
+
+
 def test_a_full_disk_is_told_before_anything_changes(lab_ready):
     with lab.machine("test-small", disk_gb=1) as machine:
         from playbooks.adopt import adopt

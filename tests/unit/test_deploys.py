@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from minipc.components import BY_NAME, COMPONENTS, deploy_files, select
+from minipc.components import BY_NAME, COMPONENTS, deploy_files, missing_needs, select
 from minipc.errors import ConfigError
 from minipc.paths import ROOT
 
@@ -57,6 +57,19 @@ def test_every_operation_is_named_and_every_deploy_is_guarded(name):
     for call in operations:
         assert any(keyword.arg == "name" for keyword in call.keywords), ast.unparse(call)
     assert any(isinstance(call.func, ast.Name) and call.func.id == "config" for call in calls)
+
+
+def test_what_must_be_there_already_is_known_by_its_trace():
+    traces = missing_needs(["redis", "workload"])
+    assert set(traces.values()) == {("host", "redis"), ("postgres", "workload")}
+    assert missing_needs(["host", "firewall", "edge"]) == {}
+    assert missing_needs([]) == {}
+
+
+@pytest.mark.parametrize("name", [need for component in COMPONENTS for need in component.needs])
+def test_whatever_is_needed_leaves_a_trace(name):
+    """Or nobody could say that it has to come first."""
+    assert BY_NAME[name].trace.startswith("/"), f"set `trace` of {name} in minipc/components.py"
 
 
 def test_an_unknown_component_gets_the_nearest_one():
