@@ -21,4 +21,5 @@ else:
     local.include("deploys/edge.py")
     local.include("deploys/dns.py")
     local.include("deploys/loki.py")
+    local.include("deploys/syslog_ng.py")
 local.include("deploys/release.py")

@@ -254,3 +254,9 @@ loki_days = 31
 loki_max_disk_mb = 10240
 # OPTIONAL. Memory, MB; beyond it the machine takes its memory back, beyond the 1.5-fold it is restarted.
 loki_memory_mb = 256
+
+# --- syslog_ng: logs on their way (docs/reference/syslog_ng.md) ----------------------------------------------------
+# OPTIONAL. Where Loki is; None: on this machine.
+syslog_ng_loki_url = None
+# OPTIONAL. Disk space for what Loki has not taken yet, MB. 512: a talkative day; then the journal keeps it.
+syslog_ng_buffer_mb = 512

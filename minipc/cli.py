@@ -18,6 +18,7 @@ _LAZY = {
     "bundle": "minipc.bundle.cli:bundle",
     "secrets": "minipc.secrets.cli:secrets",
     "dns": "minipc.dns.cli:dns",
+    "logs": "minipc.logs.cli:logs",
     "release": "minipc.gitops.cli:release",
     "trace": "minipc.gitops.cli:trace",
     "workload": "minipc.workload.cli:workload",

@@ -250,6 +250,13 @@ class LokiSettings(Strict):
     memory_mb: Annotated[int, Field(ge=128)]
 
 
+class SyslogNgSettings(Strict):
+    """Logs on their way."""
+
+    loki_url: TrustedUrl | None
+    buffer_mb: Annotated[int, Field(ge=16, le=65536)]
+
+
 class BundleSettings(Strict):
     """The break-glass bundle."""
 
@@ -272,6 +279,7 @@ class Settings(Strict):
     edge: EdgeSettings
     dns: DnsSettings
     loki: LokiSettings
+    syslog_ng: SyslogNgSettings
 
     @model_validator(mode="after")
     def _stand_in_is_for_the_lab(self) -> Self:

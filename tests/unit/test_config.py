@@ -70,6 +70,8 @@ def values():
         ("loki_days", 30, 14, "nearest: 30"),
         ("loki_max_disk_mb", 512, 100, "nearest: 512"),
         ("loki_memory_mb", 128, 64, "nearest: 128"),
+        ("syslog_ng_loki_url", "https://logs.example.org", "logs.example.org", "not a URL"),
+        ("syslog_ng_buffer_mb", 16, 1, "nearest: 16"),
         ("redis_maxmemory_mb", 64, 1, "nearest: 8"),
         ("workload_runtime", "k3s", "k8s", "did you mean 'k3s'?"),
         ("workload_sentry", True, "yes", "valid boolean"),

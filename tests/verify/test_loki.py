@@ -4,64 +4,34 @@ from __future__ import annotations
 
 import json
 import secrets as random
-import shlex
-import time
-from urllib.parse import urlencode
 
 import pytest
 
-from tests.verify.conftest import eventually, not_exercised
-
-UNIT = "loki.service"
+from tests.verify.conftest import eventually
+from tests.verify.logs import UNIT, loki_there
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _is_here(sh):
-    if sh(f"systemctl cat {UNIT} >/dev/null 2>&1 && echo yes || echo no") != "yes":
-        not_exercised("the artifact loki could not be had; the journal keeps the logs")
-
-
-@pytest.fixture(scope="session")
 def loki(sh, settings):
-    """Sends a request to Loki on the machine and returns status and answer."""
-    base = f"http://127.0.0.1:{settings.loki.port}"
-    ready = f"curl -s -o /dev/null -w '%{{http_code}}' {base}/ready"
-    assert eventually(lambda: sh(ready) == "200", within_s=90, every_s=0.5), "not ready within 90 s"
-
-    def request(path, body=None):
-        data = f"-H 'Content-Type: application/json' --data-binary {shlex.quote(json.dumps(body))}" if body else ""
-        text = sh(f"curl -s -w '\\n%{{http_code}}' {data} {shlex.quote(base + path)}")
-        answer, _, code = text.rpartition("\n")
-        return int(code), answer
-
-    return request
+    return loki_there(sh, settings.loki.port)
 
 
 @pytest.fixture(scope="session")
 def loki_config(loki):
-    return loki("/config")[1]
-
-
-def query(loki, logql, hours=1):
-    start = int((time.time() - hours * 3600) * 1e9)
-    code, answer = loki("/loki/api/v1/query_range?" + urlencode({"query": logql, "start": start, "limit": 100}))
-    assert code == 200, answer
-    return json.loads(answer)["data"]["result"]
+    return loki.request("/config")[1]
 
 
 def test_it_finds_what_it_was_given_by_text_and_by_request(loki):
     mark = random.token_hex(8)
-    entry = [str(time.time_ns()), f"verify {mark}", {"request_id": mark}]
-    stream = {"stream": {"service": "minipc-verify", "level": "info"}, "values": [entry]}
-    code, said = loki("/loki/api/v1/push", {"streams": [stream]})
+    code, said = loki.push(f"verify {mark}", request_id=mark)
     assert code == 204, said
     for logql in (f'{{service="minipc-verify"}} |= "{mark}"', f'{{service="minipc-verify"}} | request_id="{mark}"'):
-        found = eventually(lambda logql=logql: query(loki, logql), within_s=10)
-        assert [value[1] for stream in found for value in stream["values"]] == [f"verify {mark}"], logql
+        found = eventually(lambda logql=logql: loki.find(logql), within_s=10)
+        assert [line.text for line in found] == [f"verify {mark}"], logql
 
 
 def test_it_adds_no_labels_of_its_own(loki):
-    code, answer = loki("/loki/api/v1/labels")
+    code, answer = loki.request("/loki/api/v1/labels")
     assert code == 200
     assert set(json.loads(answer).get("data", [])) <= {"service", "level"}
 
@@ -111,14 +81,7 @@ def test_the_unit_is_bounded_and_confined(units, exposure, settings):
 
 def test_killed_it_comes_back_with_what_it_was_given(disturb, loki):
     mark = random.token_hex(8)
-    stream = {"stream": {"service": "minipc-verify", "level": "info"}, "values": [[str(time.time_ns()), mark]]}
-    assert loki("/loki/api/v1/push", {"streams": [stream]})[0] == 204
+    assert loki.push(mark)[0] == 204
     disturb(f"systemctl kill -s KILL {UNIT}")
-
-    def found():
-        try:
-            return query(loki, f'{{service="minipc-verify"}} |= "{mark}"')
-        except AssertionError:
-            return []
-
-    assert eventually(found, within_s=60, every_s=0.5), "not back with the message within 60 s"
+    found = eventually(lambda: loki.find(f'{{service="minipc-verify"}} |= "{mark}"'), within_s=60, every_s=0.5)
+    assert found, "not back with the message within 60 s"

@@ -1,0 +1,187 @@
+"""`minipc logs`: what is asked, whom, and how the answer reads."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from minipc.errors import ConfigError, CouldNotVerifyError
+from minipc.logs import asking
+from minipc.logs.asking import Question, ask
+from minipc.logs.cli import seconds
+from minipc.logs.entries import Entry, readable
+from minipc.logs.queries import saved_queries, saved_query
+
+AT = 1_763_728_000_000_000_000
+
+
+class Machine:
+    """Stands for a machine: what its shell commands print."""
+
+    class settings:  # noqa: N801
+        class loki:  # noqa: N801
+            port = 3100
+
+        class syslog_ng:  # noqa: N801
+            loki_url = None
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    """Answers commands by the first word; remembers them with their stdin."""
+    asked = []
+
+    def answers(curl="\n000", journal=""):
+        def on(target, command, stdin="", timeout_s=60):
+            asked.append((command, stdin))
+            return curl if command.startswith("curl") else journal
+
+        monkeypatch.setattr(asking, "on", on)
+        return asked
+
+    return answers
+
+
+def streams(*lines):
+    result = [
+        {"stream": {"service": "api", "level": "info"}, "values": [[str(AT + n), line] for n, line in enumerate(lines)]}
+    ]
+    return json.dumps({"data": {"resultType": "streams", "result": result}}) + "\n200"
+
+
+def journal_line(**fields):
+    return json.dumps(
+        {"__REALTIME_TIMESTAMP": str(AT // 1000), "_SYSTEMD_UNIT": "ssh.service", "PRIORITY": "6"} | fields
+    )
+
+
+def test_loki_answers_where_it_is(shell):
+    asked = shell(curl=streams("one", "two"))
+    found = ask(Machine, Question(request_id="abc-1", service="api", level="error", text='a "quote"'))
+    assert (found.source, [entry.text for entry in found.entries]) == ("Loki", ["one", "two"])
+    assert asked[0][1] == '{service="api", level="error"} |= "a \\"quote\\"" | request_id="abc-1"'
+    assert len(asked) == 1
+
+
+def test_the_journal_answers_where_loki_is_not(shell):
+    access = json.dumps({"ts": AT / 1e9 + 1, "level": "info", "status": 200})
+    shell(curl="curl: (7) Failed to connect\n000", journal=f"{journal_line(MESSAGE='hello')}\n{access}\nnot json")
+    found = ask(Machine, Question(request_id="abc"))
+    assert found.source == "the journal"
+    assert "Failed to connect" in found.why_not_loki
+    assert [(entry.service, entry.level) for entry in found.entries] == [("ssh", "info"), ("edge", "info")]
+
+
+def test_the_journal_is_asked_too_when_loki_has_nothing_of_a_request(shell):
+    empty = json.dumps({"data": {"resultType": "streams", "result": []}}) + "\n200"
+    asked = shell(curl=empty, journal=journal_line(MESSAGE="hello"))
+    assert ask(Machine, Question(request_id="abc")).source == "the journal"
+    assert asked[1][1] == "abc\n", "the id travels through stdin"
+    assert ask(Machine, Question(service="api")).source == "Loki", "nothing is an answer, too"
+
+
+def test_a_saved_query_needs_loki(shell):
+    shell()
+    with pytest.raises(CouldNotVerifyError, match="only Loki can answer"):
+        ask(Machine, Question(logql='{service="api"}'))
+
+
+def test_lokis_complaint_is_told(shell):
+    shell(curl="parse error at line 1\n400")
+    with pytest.raises(ConfigError, match="parse error"):
+        ask(Machine, Question(logql="{"))
+
+
+def test_a_query_that_counts_gives_numbers(shell):
+    result = [{"metric": {"service": "api"}, "values": [[1, "3"], [2, "5"]]}]
+    shell(curl=json.dumps({"data": {"resultType": "matrix", "result": result}}) + "\n200")
+    assert ask(Machine, Question(logql="sum(...)")).numbers == [("service=api", "5")]
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "a;reboot", "$(id)", "x" * 129, "é"])
+def test_a_request_id_is_never_more_than_one(bad):
+    with pytest.raises(ConfigError, match="no request id"):
+        Question(request_id=bad)
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "a'b", '"', "-u\n"])
+def test_a_service_is_never_more_than_a_name(bad):
+    with pytest.raises(ConfigError, match="no name of a service"):
+        Question(service=bad)
+
+
+def test_workers_are_asked_by_their_units(shell):
+    asked = shell(journal="")
+    ask(Machine, Question(service="push", since_s=60))
+    assert "-u workload-worker@push" in asked[1][0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "level", "service", "text"),
+    [
+        ({"MESSAGE": "x", "PRIORITY": "3"}, "error", "ssh", "x"),
+        ({"MESSAGE": [255, 97]}, "info", "ssh", "\\xffa"),
+        ({"MESSAGE": None}, "info", "ssh", ""),
+        ({"MESSAGE": "x", "_TRANSPORT": "kernel"}, "info", "kernel", "x"),
+        (
+            {"MESSAGE": '{"level": "WARN", "service": "api"}', "_SYSTEMD_UNIT": "workload-api.service"},
+            "warn",
+            "api",
+            '{"level": "WARN", "service": "api"}',
+        ),
+        ({"MESSAGE": '{"service": "api"}'}, "info", "ssh", '{"service": "api"}'),
+    ],
+)
+def test_a_journal_entry_gets_the_labels_it_would_have_in_loki(shell, fields, level, service, text):
+    shell(journal=journal_line(**fields))
+    (entry,) = ask(Machine, Question()).entries
+    assert (entry.level, entry.service, entry.text) == (level, service, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        ('{"message": "m", "level": "INFO", "request_id": "r", "n": 1}', "m  request_id=r n=1"),
+        (
+            '{"request": {"method": "GET", "uri": "/x"}, "status": 200, "duration": 0.25, "msg": "m"}',
+            "200 GET /x 0.250 s",
+        ),
+        ("\x1b[31mred\nnext", "\\x1b[31mred ⏎ next"),
+        ("[1]", "[1]"),
+        ("{", "{"),
+    ],
+)
+def test_a_line_is_readable_and_harmless(text, expected):
+    assert readable(text) == expected
+    assert str(Entry(AT, "api", "info", text)).startswith("2025-11-21T12:26:40.000Z info  api")
+
+
+def test_times_are_understood():
+    assert [seconds(text) for text in ("90s", "15m", "2h", "7d")] == [90, 900, 7200, 604800]
+    with pytest.raises(ConfigError, match="not a time"):
+        seconds("yesterday")
+
+
+def test_the_saved_queries_are_those_that_are_promised():
+    known = saved_queries()
+    assert set(known) == {
+        "auth-failures",
+        "push-failures",
+        "ingest-errors",
+        "errors-by-service",
+        "slow-requests",
+        "request",
+    }
+    with pytest.raises(ConfigError, match="did you mean `slow-requests`"):
+        saved_query("slow-request")
+    with pytest.raises(ConfigError, match="about one request"):
+        known["request"].filled(None)
+    assert known["request"].filled("abc") == '{service=~".+"} | request_id="abc"'
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "q.yaml").write_text("queries: [{name: Bad}]")
+    with pytest.raises(ConfigError, match=r"q\.yaml can't be read"):
+        saved_queries(tmp_path / "q.yaml")

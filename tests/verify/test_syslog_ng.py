@@ -1,0 +1,117 @@
+"""syslog-ng: what is logged anywhere is found in Loki, by service, level and request; nothing is lost on the way."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets as random
+
+import pytest
+
+from tests.verify.conftest import eventually, not_exercised
+from tests.verify.logs import UNIT as LOKI
+from tests.verify.logs import loki_there
+
+UNIT = "syslog-ng.service"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loki(sh, settings):
+    if settings.syslog_ng.loki_url:
+        not_exercised(f"logs go to {settings.syslog_ng.loki_url}, which is not this machine")
+    return loki_there(sh, settings.loki.port)
+
+
+@pytest.fixture(scope="session")
+def stats(sh):
+    """syslog-ng's own account of what it took, delivered, dropped, and still has."""
+
+    def look():
+        text = sh("syslog-ng-ctl stats prometheus")
+        numbers = dict(re.findall(r'^syslogng_output_events_total\{driver="http".*result="(\w+)"\} (\d+)', text, re.M))
+        waiting = re.search(r"^syslogng_disk_queue_events\{.*\} (\d+)", text, re.M)
+        assert waiting, text
+        return {name: int(value) for name, value in numbers.items()} | {"waiting": int(waiting[1])}
+
+    return look
+
+
+def found(loki, logql, count=1, within_s=20):
+    """The lines of a query, once there are as many."""
+    eventually(lambda: len(loki.find(logql)) >= count, within_s=within_s, every_s=0.3)
+    return loki.find(logql)
+
+
+@pytest.mark.parametrize(("priority", "level"), [("err", "error"), ("warning", "warn"), ("notice", "info")])
+def test_a_message_in_the_journal_is_found_with_its_level(sh, loki, priority, level):
+    mark = random.token_hex(8)
+    sh(f"echo 'quotes \" and \\ {mark}' | systemd-cat -t verify -p {priority}")
+    (line,) = found(loki, f'{{level="{level}"}} |= "{mark}"')
+    assert line.text == f'quotes " and \\ {mark}'
+    assert line.labels["identifier"] == "verify"
+
+
+def test_a_request_is_found_from_the_door_to_the_service(edge, loki, settings):
+    if settings.workload.runtime != "stand-in":
+        not_exercised("needs the service behind the door")
+    answer = edge.get("/api/parking")
+    request_id = answer.headers["x-request-id"]
+    logql = f'{{service=~".+"}} | request_id="{request_id}"'
+    eventually(lambda: {line.labels["service"] for line in loki.find(logql)} >= {"edge"}, within_s=20)
+    lines = loki.find(logql)
+    assert "edge" in {line.labels["service"] for line in lines}
+    assert all(json.loads(line.text) for line in lines)
+
+
+def test_labels_have_few_values(loki):
+    code, answer = loki.request("/loki/api/v1/label/level/values")
+    assert code == 200
+    assert set(json.loads(answer)["data"]) <= {"error", "warn", "info", "debug"}
+    code, answer = loki.request("/loki/api/v1/label/service/values")
+    services = json.loads(answer)["data"]
+    assert len(services) < 100, services
+    assert not [name for name in services if re.search(r"[0-9a-f]{8}-|^session-|^run-|@\d", name)], services
+
+
+def test_nothing_waits_and_nothing_was_dropped(stats):
+    assert eventually(lambda: stats()["waiting"] == 0, within_s=60), stats()
+    assert stats()["dropped"] == 0
+
+
+def test_what_is_logged_while_loki_is_down_arrives_later(disturb, loki, stats):
+    mark = random.token_hex(8)
+    disturb(f"systemctl stop {LOKI}")
+    try:
+        disturb(f'for i in $(seq 300); do echo "{mark} $i"; done | systemd-cat -t verify')
+        assert eventually(lambda: stats()["waiting"] >= 300, within_s=20), stats()
+        # What waits survives its own restart as well.
+        disturb(f"systemctl restart {UNIT}")
+    finally:
+        disturb(f"systemctl start {LOKI}")
+    lines = found(loki, f'{{service=~".+"}} |= "{mark}"', count=300, within_s=60)
+    numbers = sorted(int(line.text.split()[1]) for line in lines)
+    assert numbers == list(range(1, 301))
+    assert stats()["dropped"] == 0
+
+
+def test_its_buffer_is_bounded_and_private(sh, settings):
+    assert sh("stat -c '%U %a' /var/lib/syslog-ng") == "syslog-ng 700"
+    text = sh("syslog-ng-ctl stats prometheus")
+    capacity = re.search(r"^syslogng_disk_queue_capacity_bytes\{.*\} (\d+)", text, re.M)
+    assert capacity
+    assert int(capacity[1]) <= settings.syslog_ng.buffer_mb * 1024**2
+
+
+def test_it_opens_no_port(listeners):
+    assert [port for _, port, program in listeners if program == "syslog-ng"] == []
+
+
+def test_the_unit_is_bounded_and_confined(units, exposure):
+    properties = units(UNIT)
+    assert (properties["UnitFileState"], properties["Restart"], properties["User"]) == (
+        "enabled",
+        "always",
+        "syslog-ng",
+    )
+    assert int(properties["MemoryMax"]) == 128 * 1024**2
+    assert exposure(UNIT) < 2.5
