@@ -100,7 +100,7 @@ COMPONENTS: tuple[Component, ...] = (
     Component("edge", "Caddy: the public door", ("host", "firewall"), backup_paths=("/var/lib/caddy",)),
     Component("dns", "the public name follows the machine's public address", ("host",)),
     Component("loki", "Loki: logs, searchable", needs=("host",), artifacts=("loki",)),
-    Component("syslog_ng", "syslog-ng: logs of everything go to Loki", needs=("loki",), artifacts=("loki",)),
+    Component("syslog_ng", "syslog-ng: logs of everything go to Loki", needs=("host",), artifacts=("loki",)),
     Component("release", "what runs here: commit, versions, when", ("host",), roles=BOTH),
 )
 
