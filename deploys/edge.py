@@ -6,7 +6,12 @@ pyinfra inventory/production.py deploys/edge.py
 from pyinfra.api import deploy
 
 from minipc.guards import config
-from minipc.operations import Directory, File, install, place, unit
+from minipc.operations import Absent, Content, Directory, File, install, place, unit
+from minipc.operations.backups import state_restored
+
+HOME = "/var/lib/caddy"
+STATE = f"{HOME}/.local/share/caddy"
+ACME_ROOT = "/etc/caddy/acme-root.pem"
 
 
 @deploy("edge")
@@ -17,6 +22,16 @@ def edge() -> None:
     install(name="install packages", packages=["caddy"])
 
     # configure
+    if settings.backups.offsite and settings.postgres.from_backup == "restore":
+        # What the lost machine had: no new certificates to ask for, no limit of the ACME server to run into.
+        state_restored(name="have the certificates again", paths=[STATE], then=f"chown -R caddy:caddy {HOME}")
+    if settings.edge.acme_root:
+        # First: the check of the Caddyfile reads it.
+        place(
+            name="configure what the ACME server is trusted by",
+            component="edge",
+            entries=[Content(settings.edge.acme_root.encode(), ACME_ROOT)],
+        )
     files = place(
         name="configure",
         component="edge",
@@ -30,6 +45,7 @@ def edge() -> None:
                 # As caddy, so that validating doesn't leave files of root's in its log folder.
                 check="runuser -u caddy -- caddy validate --config {path} --adapter caddyfile",
             ),
+            *([] if settings.edge.acme_root else [Absent(ACME_ROOT)]),
         ],
         values={"edge": settings.edge},
     )
@@ -40,7 +56,9 @@ def edge() -> None:
     )
 
     # activate
-    unit(name="activate", unit="caddy.service", restart_on=[hardening], reload_on=[files])
+    # A reload drops nobody. With HTTP/3 it can't do: Caddy 2.6 goes on showing the certificates of before there.
+    restart_on, reload_on = ([hardening, files], []) if settings.edge.http3 else ([hardening], [files])
+    unit(name="activate", unit="caddy.service", restart_on=restart_on, reload_on=reload_on)
 
 
 edge()

@@ -54,6 +54,8 @@ firewall_operator_interfaces = []
 firewall_operator_networks = []
 # OPTIONAL. TCP ports open to everyone. 80 only redirects.
 firewall_public_tcp = [80, 443]
+# OPTIONAL. UDP ports open to everyone; HTTP/3 (edge_http3) needs 443.
+firewall_public_udp = []
 # OPTIONAL. TCP ports open to the operator side.
 firewall_operator_tcp = [22]
 
@@ -209,12 +211,28 @@ workload_sentry = False
 # --- edge: the public door -----------------------------------------------------------------------------------------
 # REQUIRED in production.py: the public name.
 edge_domain = None
-# OPTIONAL. Certificates: "production" or "staging" (ACME), "internal" (Caddy's own CA; the lab).
+# OPTIONAL. Certificates: "production" or "staging" (Let's Encrypt: get the first one with "staging", whose limits are
+# wide and whose certificates nobody trusts), "other" (ACME, edge_acme_url), "internal" (Caddy's own authority).
 edge_acme = "production"
+# REQUIRED for "other": the directory of the ACME server, https://…; None otherwise.
+edge_acme_url = None
+# OPTIONAL. For "other": certificate (PEM) that the ACME server itself is trusted by; None: those that Debian trusts.
+edge_acme_root = None
 # OPTIONAL. Contact for the ACME account; None: none is given.
 edge_acme_email = None
 # OPTIONAL. Where the API answers. The NodePort on loopback.
 edge_upstream = "127.0.0.1:30080"
+# OPTIONAL. HTTP/3 over QUIC; then 443 must be in firewall_public_udp. Off: HTTP/2 serves the same, and the QUIC in
+# Debian 13's Caddy 2.6 is from 2022.
+edge_http3 = False
+# OPTIONAL. Days for which browsers remember to come by HTTPS only (HSTS), subdomains included; 0: no such header.
+edge_hsts_days = 365
+# OPTIONAL. Largest request, MB (10^6 bytes). The service takes small JSON; this leaves room for a picture.
+edge_max_body_mb = 10
+# OPTIONAL. How long a client may take to send the head of a request, seconds. Real ones need far less than one.
+edge_header_timeout_s = 10
+# OPTIONAL. How long for all of it, seconds: the largest request on a phone's slow uplink.
+edge_body_timeout_s = 60
 # OPTIONAL. Days access logs are kept on disk.
 edge_log_days = 30
 

@@ -20,5 +20,11 @@ postgres_shared_buffers_percent = 1
 workload_runtime = "stand-in"
 
 edge_domain = "service.minipc.test"
-# No ACME server is reachable from the lab.
+# No public ACME server is reachable from the lab; a test brings one of its own.
 edge_acme = "internal"
+# So that each rehearsal tries it.
+edge_http3 = True
+firewall_public_udp = [443]
+# A check waits for them.
+edge_header_timeout_s = 3
+edge_body_timeout_s = 5

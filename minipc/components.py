@@ -97,7 +97,9 @@ COMPONENTS: tuple[Component, ...] = (
         trace="/etc/redis/users.acl",
     ),
     Component("workload", "the service itself: API, workers, migrations", ("postgres", "redis")),
-    Component("edge", "Caddy: the public door", ("host", "firewall"), backup_paths=("/var/lib/caddy",)),
+    Component(
+        "edge", "Caddy: the public door", ("host", "firewall"), backup_paths=("/var/lib/caddy/.local/share/caddy",)
+    ),
     Component("dns", "the public name follows the machine's public address", ("host",)),
     Component("loki", "Loki: logs, searchable", needs=("host",), artifacts=("loki",)),
     Component("syslog_ng", "syslog-ng: logs of everything go to Loki", needs=("host",), artifacts=("loki",)),

@@ -60,7 +60,13 @@ def offsite_machine(alias: str, address: str, *, group: Environment = "productio
     """The off-site machine, an entry as `target` makes it: its own host name, and open ports of its own."""
     values = group_data(group)
     ports = [values["offsite_sftp_port"], values["offsite_rest_port"]]
-    return target(alias, address, **{"host_name": alias, "firewall_public_tcp": ports} | data)
+    own: dict[str, Any] = {
+        "host_name": alias,
+        "firewall_public_tcp": ports,
+        "firewall_public_udp": [],
+        "edge_http3": False,
+    }
+    return target(alias, address, **(own | data))
 
 
 @dataclass(frozen=True)

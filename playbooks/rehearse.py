@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from minipc import lab, records
+from cryptography.hazmat.primitives import hashes
+
+from minipc import certificates, lab, records
 from minipc.components import deploy_files
 from minipc.converge import converge, plan
 from minipc.display import console_for, print_summary, watch
-from minipc.errors import MinipcError
+from minipc.errors import CouldNotVerifyError, MinipcError
 from minipc.inventory import HostEntry, Target, the_target
 from minipc.lab.inventory import OFFSITE, entry, overrides, pin_lab_machine, stand_in_data
 from minipc.paths import ROOT
@@ -226,6 +228,7 @@ def _lose_and_rebuild(run: Run, cast: Cast, target: Target) -> None:
             if failed:
                 raise MinipcError("; ".join(failed), "`minipc backup now` takes it again")
             detail(", ".join(f"{repo} {outcome['seconds']:.1f} s" for repo, outcome in sorted(outcomes.items())))
+            shown = _certificate(cast.machines[name], target)
         with run.phase("lose the machine", "power and disk, at a random moment") as detail:
             time.sleep(random.uniform(0, LOSS_WITHIN_S))  # noqa: S311 - not a secret
             cast.lose(name)
@@ -240,6 +243,10 @@ def _lose_and_rebuild(run: Run, cast: Cast, target: Target) -> None:
         with run.phase("weigh", "what users were promised, against what came back") as detail:
             _weigh(run, target, acknowledged, lost_at)
             detail("; ".join(f"{each.name}: {each.detail}" for each in run.data_classes))
+            kept = _certificate(machine, target) == shown
+            run.gates.append(
+                Gate.judge("certificates issued anew", budget=0, seen=0 if kept else 1, unit="certificates")
+            )
         run.versions |= versions(target)
     finally:
         # As far as it came: a rebuild that failed after the door opened still has its RTO.
@@ -286,6 +293,19 @@ def _time(run: Run, target: Target, lost_at: float) -> None:
     answered = next((each.t for each in ends if each.phase == PUBLIC_NAME.name and each.verdict == "pass"), None)
     run.rto_budget_seconds = target.settings.backups.rto_budget_s
     run.rto_seconds = None if answered is None else answered - lost_at
+
+
+def _certificate(machine: lab.Machine, target: Target) -> bytes:
+    """What the public is shown: a rebuilt machine brings its certificate back instead of asking for a new one.
+
+    Raises:
+        CouldNotVerifyError: no certificate is shown.
+    """
+    domain = target.settings.edge.domain
+    found = certificates.served(machine.public_ipv4, domain, ("ip", "netns", "exec", "public"))
+    if found is None:
+        raise CouldNotVerifyError(f"no certificate is shown for {domain} at {machine.public_ipv4}")
+    return found.fingerprint(hashes.SHA256())
 
 
 @contextmanager

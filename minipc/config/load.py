@@ -114,6 +114,8 @@ def _model(section: str) -> type[BaseModel]:
 
 def _explain(detail: ErrorDetails) -> str:
     path = [str(part) for part in detail["loc"]]
+    if not path:  # a rule between components
+        return str(detail.get("ctx", {}).get("error", detail["msg"]))
     key = path[0] if len(path) == 1 else f"{path[0]}_{path[1]}" + "".join(f"[{part}]" for part in path[2:])
     given, context = detail["input"], detail.get("ctx", {})
     match detail["type"]:

@@ -60,6 +60,7 @@ class FirewallSettings(Strict):
     operator_interfaces: list[Interface]
     operator_networks: Annotated[list[Cidr], Field(min_length=1)]
     public_tcp: list[Port]
+    public_udp: list[Port]
     operator_tcp: list[Port]
 
 
@@ -186,10 +187,27 @@ class EdgeSettings(Strict):
     """The public door."""
 
     domain: Domain
-    acme: Literal["internal", "staging", "production"]
+    acme: Literal["internal", "staging", "production", "other"]
+    acme_url: TrustedUrl | None
+    acme_root: Annotated[str, Field(pattern=r"^-----BEGIN CERTIFICATE-----\n")] | None
     acme_email: str | None
     upstream: Annotated[str, Field(pattern=r"^[0-9.]+:\d+$")]
+    http3: bool
+    hsts_days: Annotated[int, Field(ge=0, le=3650)]
+    max_body_mb: Annotated[int, Field(ge=1, le=1024)]
+    header_timeout_s: Annotated[int, Field(ge=1, le=60)]
+    body_timeout_s: Annotated[int, Field(ge=1, le=3600)]
     log_days: Days
+
+    @model_validator(mode="after")
+    def _another_acme_server_is_named(self) -> Self:
+        if self.acme == "other" and self.acme_url is None:
+            raise ValueError("edge_acme 'other' needs edge_acme_url, the directory of the ACME server")
+        if self.acme != "other" and (self.acme_url or self.acme_root):
+            raise ValueError(
+                f"edge_acme_url and edge_acme_root are for edge_acme 'other', it is {self.acme!r}; allowed: None"
+            )
+        return self
 
 
 class DnsRecord(Strict):
@@ -280,6 +298,12 @@ class Settings(Strict):
     dns: DnsSettings
     loki: LokiSettings
     syslog_ng: SyslogNgSettings
+
+    @model_validator(mode="after")
+    def _http3_finds_its_port_open(self) -> Self:
+        if self.edge.http3 and 443 not in self.firewall.public_udp:
+            raise ValueError("edge_http3 needs 443 in firewall_public_udp")
+        return self
 
     @model_validator(mode="after")
     def _stand_in_is_for_the_lab(self) -> Self:

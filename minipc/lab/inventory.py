@@ -15,6 +15,7 @@ from minipc.records import Override
 from minipc.variables import REHEARSE_AS_VARIABLE
 
 OFFSITE = "offsite-"
+OFFSITES_OWN = {"host_name", "firewall_public_tcp", "firewall_public_udp", "edge_http3"}
 
 # What a disposable machine can't do without; everything else is production's when it stands for production.
 NEEDED_IN_LAB = {
@@ -24,6 +25,8 @@ NEEDED_IN_LAB = {
     "firewall_operator_interfaces": "the lab's interfaces",
     "firewall_operator_networks": "the lab's networks",
     "edge_acme": "no ACME server reaches the lab",
+    "edge_acme_url": "no ACME server reaches the lab",
+    "edge_acme_root": "no ACME server reaches the lab",
     "workload_runtime": "K3s needs artifacts that the lab may not have",
 }
 
@@ -53,7 +56,7 @@ def entry(machine: Machine, **data: Any) -> HostEntry:
     data |= {"host_operator_keys": [client_public_key()]}
     if is_offsite(machine.name):
         # What the group says of the mini PC's name and ports is not the off-site machine's.
-        data = {key: value for key, value in data.items() if key not in ("host_name", "firewall_public_tcp")}
+        data = {key: value for key, value in data.items() if key not in OFFSITES_OWN}
         # Reached where the public is, as an off-site machine would be.
         data |= {"offsite_address": machine.public_ipv4}
         return offsite_machine(

@@ -19,6 +19,7 @@ PROGRAMS = {
     "mount": "mount",
     "nft": "nftables",
     "nmap": "nmap",
+    "openssl": "openssl",
     "setpriv": "util-linux",
     "ssh": "openssh-client",
     "systemd-nspawn": "systemd-container",

@@ -78,6 +78,13 @@ def values():
         ("edge_domain", "www.example.org", "https://www.example.org/", "did you mean 'www.example.org'?"),
         ("edge_domain", "a.example", None, "string"),
         ("edge_acme", "staging", "prod", "did you mean 'production'?"),
+        ("edge_acme_root", None, "/etc/ssl/ca.pem", "string should match pattern"),
+        ("edge_http3", False, "no", "valid boolean"),
+        ("edge_hsts_days", 0, -1, "nearest: 0"),
+        ("edge_max_body_mb", 1, 0, "nearest: 1"),
+        ("edge_header_timeout_s", 1, 0, "nearest: 1"),
+        ("edge_body_timeout_s", 1, 0, "nearest: 1"),
+        ("firewall_public_udp", [443], [0], "nearest: 1"),
         ("edge_upstream", "127.0.0.1:30080", "localhost:30080", "string should match pattern"),
         ("secrets_backend", "age", "agee", "did you mean 'age'?"),
     ],
@@ -121,9 +128,33 @@ def test_production_as_shipped_asks_for_the_operators_key():
         load("production")
 
 
+def test_the_stand_in_for_k3s_is_refused_in_production(values):
+    with pytest.raises(ConfigError, match="'stand-in' is for the lab"):
+        parse(values | {"workload_runtime": "stand-in"})
+
+
 def test_an_owner_without_a_role_is_refused(values):
     with pytest.raises(ConfigError, match="nobody"):
         parse(values | {"postgres_databases": [{"name": "a", "owner": "nobody"}]})
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"edge_acme": "other"}, "needs edge_acme_url"),
+        ({"edge_acme": "production", "edge_acme_url": "https://acme.lan/dir"}, "are for edge_acme 'other'"),
+        ({"edge_acme": "other", "edge_acme_url": "http://acme.lan/dir"}, "https"),
+        ({"edge_http3": True}, "needs 443 in firewall_public_udp"),
+    ],
+)
+def test_settings_of_the_public_door_must_fit_each_other(values, given, told):
+    with pytest.raises(ConfigError, match=told):
+        parse(values | given)
+
+
+def test_another_acme_server_and_http3_are_allowed(values):
+    parse(values | {"edge_acme": "other", "edge_acme_url": "https://acme.lan/dir"})
+    parse(values | {"edge_http3": True, "firewall_public_udp": [443]})
 
 
 def test_a_broken_file_is_named(tmp_path):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import secrets as random
+import shlex
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 
+from minipc import certificates
 from tests.verify.conftest import eventually, not_exercised
 
 LOG = "/var/log/caddy/access.log"
@@ -23,6 +28,20 @@ SECURITY_HEADERS = {
 }
 # A request that the API refuses, but only the API.
 WRITE = ("/api/events", "--header", "Content-Type: application/json", "--data-binary", "{}")
+# A check that has to wait for a limit waits no longer than this for what may follow it.
+LONGEST_WAIT_S = 15
+# Stands in for the API: answers with the headers that reached it.
+ECHO = """
+import http.server, json, sys
+class Echo(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps(dict(self.headers)).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Echo).serve_forever()
+"""
 # The path of the metrics, as someone might write it who wants to get past a rule.
 METRICS = [
     "/metrics",
@@ -79,6 +98,22 @@ def test_the_certificate_is_valid(door, edge):
     assert "certificate" in edge.get("/api/livez", "--cacert", "/dev/null", "--capath", "/dev/null").body
 
 
+def test_a_certificate_is_there_and_renewed_in_time(edge, sh, settings):
+    found = eventually(lambda: certificates.served(edge.side.ipv4, edge.domain, edge.side.prefix), within_s=15)
+    assert found, f"no certificate is shown for {edge.domain}. Caddy says: {what_caddy_says(sh)}"
+    lifetime = found.not_valid_after_utc - found.not_valid_before_utc
+    left = found.not_valid_after_utc - datetime.now(UTC)
+    # Caddy renews when a third is left; with less than a quarter it has tried for long, in vain.
+    assert left > lifetime / 4, f"{left} of {lifetime} are left. Caddy says: {what_caddy_says(sh)}"
+
+
+def what_caddy_says(sh):
+    """Why there is no (new) certificate, in the words of the ACME server."""
+    wanted = "journalctl -u caddy -o cat -n 2000 | grep -E 'could not get certificate|will retry' | tail -n 1"
+    line = sh(f"{wanted} || true")
+    return json.loads(line).get("error", line) if line.startswith("{") else "nothing"
+
+
 def test_the_api_answers(home):
     assert (home.code, home.json()) == (200, {"status": "ok"})
 
@@ -98,6 +133,21 @@ def test_http_leads_to_https(edge):
 def test_http2_is_spoken(door, edge):
     argv = ["curl", "--silent", "--noproxy", "*", *edge.to(edge.side.ipv4), "--output", "/dev/null"]
     assert edge.side.run(*argv, "--write-out", "%{http_version}", f"https://{edge.domain}/api/livez").stdout == "2"
+
+
+def test_http3_is_spoken_where_it_is_configured_and_only_there(door, edge, settings):
+    if importlib.util.find_spec("aioquic") is None:
+        not_exercised("the HTTP/3 client (aioquic) is not installed: `make setup` brings it")
+    client = [sys.executable, "-m", "tests.verify.http3_client"]
+    ca_file = edge.trust[-1] if edge.trust else ""
+    found = [edge.side.run(*client, address, edge.domain, "/api/livez", ca_file) for address in edge.side.addresses]
+    advertised = "h3" in door.headers.get("alt-svc", "")
+    if settings.edge.http3:
+        assert [each.stdout.strip() for each in found] == [str(door.code)] * len(found), found
+        assert advertised
+    else:
+        assert [each.stdout for each in found] == [""] * len(found), found
+        assert not advertised
 
 
 def test_old_tls_is_refused(door, edge):
@@ -157,6 +207,18 @@ def test_the_access_log_tells_who_what_and_how_long(edge, door, logged, environm
         assert f"src {entry['request']['remote_ip']} " in client
 
 
+def test_the_access_log_has_what_the_log_stack_reads(edge, door, logged):
+    entry = logged(edge.get("/api/nothing?q=1").headers["x-request-id"])
+    request = entry["request"]
+    assert {"ts", "status", "duration", "size", "request", "resp_headers"} <= set(entry)
+    assert {"remote_ip", "remote_port", "proto", "method", "host", "uri", "headers"} <= set(request)
+    assert entry["logger"].split(".")[:3] == ["http", "log", "access"]
+    assert re.fullmatch(UUID, entry["resp_headers"]["X-Request-Id"][0])
+    # What is the same in every line is left out.
+    assert not {"tls"} & set(request)
+    assert not {"Strict-Transport-Security", "Content-Security-Policy"} & set(entry["resp_headers"])
+
+
 def test_the_access_log_is_private(sh):
     assert sh("stat -c '%U %a' /var/log/caddy") == "caddy 750"
 
@@ -172,14 +234,54 @@ def test_another_host_name_gets_nothing_of_the_service(door, edge):
 
 
 @pytest.mark.parametrize("how", [(), ("--header", "Transfer-Encoding: chunked", "--http1.1")], ids=["sized", "chunked"])
-def test_too_large_a_request_is_refused_and_harms_nobody_else(home, edge, tmp_path, how):
+def test_too_large_a_request_is_refused_and_harms_nobody_else(home, edge, tmp_path, how, settings):
     large = tmp_path / "large"
-    large.write_bytes(bytes(10_000_001))
+    large.write_bytes(bytes(settings.edge.max_body_mb * 1_000_000 + 1))
     options = ["--header", "Content-Type: application/json", "--data-binary", f"@{large}"]
     assert edge.get("/api/events", *how, *options).code == 413
     assert edge.get("/api/livez").code == 200
     # One that it may send gets as far as the API.
     assert edge.get(*WRITE).code == 422
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_client_that_is_slow_on_purpose_is_cut_off(door, edge, settings, part):
+    """It sends a byte now and then, so that only a limit for the whole ends it."""
+    limit_s = settings.edge.header_timeout_s if part == "head" else settings.edge.body_timeout_s
+    if limit_s > LONGEST_WAIT_S:
+        not_exercised(f"it would take {limit_s} s; the lab has shorter limits")
+    start = f"POST /api/events HTTP/1.1\r\nHost: {edge.domain}\r\n"
+    if part == "body":
+        start += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    client = f"""
+import socket, ssl, time
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+connection = socket.create_connection(("{edge.side.ipv4}", 443), 5)
+with context.wrap_socket(connection, server_hostname="{edge.domain}") as client:
+    client.sendall({start!r}.encode())
+    client.settimeout(0.5)
+    give_up_at = time.monotonic() + {limit_s} + {LONGEST_WAIT_S}
+    said = b""
+    try:
+        while time.monotonic() < give_up_at:
+            client.sendall(b"x")
+            try:
+                received = client.recv(4096)
+            except TimeoutError:
+                continue
+            if not received:
+                break
+            said += received
+        else:
+            print("still open")
+    except OSError:
+        pass
+    print("closed", said.split(b"\\r\\n")[0])
+"""
+    done = edge.side.run(sys.executable, "-c", client, timeout_s=limit_s + 2 * LONGEST_WAIT_S)
+    assert done.stdout.startswith("closed"), done
+    assert edge.get("/api/livez").code == door.code
 
 
 def test_a_client_that_hangs_up_shuts_the_door_for_nobody(home, edge):
@@ -196,6 +298,28 @@ for _ in range(3):
     done = edge.side.run("python3", "-c", hang_up)
     assert done.returncode == 0, done.stderr
     assert edge.get(*WRITE).code == 422
+
+
+def test_the_api_learns_who_asks_from_the_door_and_not_from_the_client(home, edge, disturb, settings, environment):
+    forged = ["X-Forwarded-For", "X-Real-IP", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded", "X-Request-ID"]
+    headers = [word for name in forged for word in ("--header", f"{name}: 192.0.2.66")]
+    disturb("systemctl stop workload-api")
+    try:
+        disturb(
+            f"systemd-run --quiet --unit=verify-echo /usr/bin/python3 -c {shlex.quote(ECHO)} {settings.workload.port}"
+        )
+        answer = eventually(lambda: (found := edge.get("/api/livez", *headers)).code == 200 and found, within_s=10)
+    finally:
+        disturb("systemctl stop verify-echo; systemctl start workload-api")
+    assert answer, "the stand-in for the API was not reached"
+    handed_on = {name.lower(): value for name, value in answer.json().items()}
+    assert "192.0.2.66" not in str(handed_on)
+    assert (handed_on["x-forwarded-proto"], handed_on["x-forwarded-host"]) == ("https", edge.domain)
+    assert handed_on["x-request-id"] == answer.headers["x-request-id"]
+    assert handed_on["x-real-ip"] == handed_on["x-forwarded-for"]
+    if environment == "lab":
+        assert f"src {handed_on['x-real-ip']} " in edge.side.run("ip", "-o", "route", "get", edge.side.ipv4).stdout
+    assert eventually(lambda: edge.get(*WRITE).code == 422, within_s=20), "the API is not back"
 
 
 def test_its_control_socket_is_its_own(sh, listeners, settings):
@@ -243,6 +367,16 @@ def test_a_maintenance_page_stands_in_for_a_stopped_api(home, edge, disturb):
         assert "server" not in answer.headers
     assert eventually(lambda: edge.get("/api/livez").code == 200, within_s=15)
     assert eventually(lambda: edge.get(*WRITE).code == 422, within_s=15), "still no writes"
+
+
+def test_it_is_shut_by_hand_without_a_reload_and_opened_again(home, edge, disturb):
+    disturb("touch /etc/caddy/closed")
+    try:
+        shut = [edge.get("/api/livez"), edge.get(*WRITE)]
+    finally:
+        disturb("rm /etc/caddy/closed")
+    assert [(answer.code, "Back soon" in answer.body) for answer in shut] == [(503, True)] * 2
+    assert edge.get("/api/livez").code == 200
 
 
 def test_screens_and_verdict_reach_the_public_while_the_database_is_down(home, edge, disturb):
