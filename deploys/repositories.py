@@ -89,7 +89,6 @@ def repositories() -> None:
         component="backups",
         entries=[
             Directory("/var/lib/minipc/backups"),
-            Directory("/var/lib/prometheus"),
             Directory("/var/lib/prometheus/node-exporter"),
             Content(json.dumps(_machine_settings(repos), indent=1).encode() + b"\n", f"{ETC}/settings.json"),
             File("common.py", f"{BIN}/common.py"),

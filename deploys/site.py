@@ -20,6 +20,8 @@ else:
     local.include("deploys/workload.py")
     local.include("deploys/edge.py")
     local.include("deploys/dns.py")
+    local.include("deploys/alertmanager.py")
+    local.include("deploys/prometheus.py")
     local.include("deploys/loki.py")
     local.include("deploys/syslog_ng.py")
 local.include("deploys/release.py")

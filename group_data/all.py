@@ -261,6 +261,33 @@ dns_address_url = "https://cloudflare.com/cdn-cgi/trace"
 # OPTIONAL. Where the provider's API answers; only tests change it.
 dns_api_url = "https://api.cloudflare.com/client/v4"
 
+# --- prometheus: what is measured (docs/reference/prometheus.md) ---------------------------------------------------
+# OPTIONAL. Days measurements are kept. 30: a job is compared with its last 7 days, a month with the one before.
+prometheus_retention_days = 30
+# OPTIONAL. The same as a limit on disk space, MB; whichever is reached first counts.
+prometheus_retention_mb = 2048
+# OPTIONAL. How often everything is measured, seconds; the service's answers are probed every 60 s.
+prometheus_scrape_interval_s = 15
+# OPTIONAL. Share of requests that may end in errors within 30 days, percent. 0.5: about three and a half hours of them.
+prometheus_error_budget_percent = 0.5
+# OPTIONAL. Memory of Prometheus itself, MB; beyond it the machine takes its memory back, beyond the 1.5-fold it ends.
+prometheus_memory_mb = 300
+# OPTIONAL. Memory of the whole set: Prometheus, Alertmanager and exporters, MB.
+prometheus_set_memory_mb = 600
+# OPTIONAL. Alerts in fast motion: every interval and window of measuring and alerting is divided by it. 1; only tests
+# of alerts change it.
+prometheus_pace = 1
+
+# --- alertmanager: who hears of it (docs/reference/alertmanager.md) ------------------------------------------------
+# OPTIONAL. Alerts go to Slack; needs the secret `alertmanager.slack_url`.
+alertmanager_slack = True
+# OPTIONAL. "#channel" or "@person"; None: the one that the webhook belongs to.
+alertmanager_slack_channel = None
+# OPTIONAL. A ping every few minutes to whoever shouts when it stops; needs the secret `alertmanager.watchdog_url`.
+alertmanager_watchdog = False
+# OPTIONAL. Where the triage chapter can be read by whoever gets an alert; with https:// it becomes a link.
+alertmanager_runbook_url = "docs/runbook-triage.md"
+
 # --- loki: logs, searchable (docs/reference/loki.md) ---------------------------------------------------------------
 # OPTIONAL. Loopback port of its HTTP interface.
 loki_port = 3100

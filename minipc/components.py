@@ -101,6 +101,12 @@ COMPONENTS: tuple[Component, ...] = (
         "edge", "Caddy: the public door", ("host", "firewall"), backup_paths=("/var/lib/caddy/.local/share/caddy",)
     ),
     Component("dns", "the public name follows the machine's public address", ("host",)),
+    Component("alertmanager", "Alertmanager: who hears of an alert", ("host",)),
+    Component(
+        "prometheus",
+        "Prometheus and exporters: what is measured, kept, and turned into alerts",
+        ("postgres", "redis", "workload", "edge"),
+    ),
     Component("loki", "Loki: logs, searchable", needs=("host",), artifacts=("loki",)),
     Component("syslog_ng", "syslog-ng: logs of everything go to Loki", needs=("host",), artifacts=("loki",)),
     Component("release", "what runs here: commit, versions, when", ("host",), roles=BOTH),

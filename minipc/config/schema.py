@@ -258,6 +258,27 @@ class DnsSettings(Strict):
         return self
 
 
+class PrometheusSettings(Strict):
+    """What is measured, and for how long it is kept."""
+
+    retention_days: Days
+    retention_mb: Annotated[int, Field(ge=256)]
+    scrape_interval_s: Annotated[int, Field(ge=5, le=60)]
+    memory_mb: Annotated[int, Field(ge=96)]
+    error_budget_percent: Annotated[float, Field(ge=0.01, le=10)]
+    set_memory_mb: Annotated[int, Field(ge=256)]
+    pace: Annotated[int, Field(ge=1, le=20)]
+
+
+class AlertmanagerSettings(Strict):
+    """Who hears of it."""
+
+    slack: bool
+    slack_channel: Annotated[str, Field(pattern=r"^[#@][^\s]+$")] | None
+    watchdog: bool
+    runbook_url: Annotated[str, Field(min_length=1)]
+
+
 class LokiSettings(Strict):
     """Logs, searchable."""
 
@@ -296,6 +317,8 @@ class Settings(Strict):
     workload: WorkloadSettings
     edge: EdgeSettings
     dns: DnsSettings
+    prometheus: PrometheusSettings
+    alertmanager: AlertmanagerSettings
     loki: LokiSettings
     syslog_ng: SyslogNgSettings
 

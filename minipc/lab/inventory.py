@@ -28,6 +28,7 @@ NEEDED_IN_LAB = {
     "edge_acme_url": "no ACME server reaches the lab",
     "edge_acme_root": "no ACME server reaches the lab",
     "workload_runtime": "K3s needs artifacts that the lab may not have",
+    "alertmanager_slack": "alerts of a disposable machine wake nobody",
 }
 
 

@@ -44,6 +44,9 @@ def redis_password(user: str) -> str:
 SENTRY_DSN = "sentry.dsn"
 DNS_TOKEN = "dns.cloudflare_token"  # noqa: S105 - a name
 
+SLACK_URL = "alertmanager.slack_url"
+WATCHDOG_URL = "alertmanager.watchdog_url"
+
 SFTP_KEY = "backups.sftp_key"
 REST_PASSWORD = "offsite.rest_password"  # noqa: S105 - its name
 GENERATION = (SFTP_KEY, REST_PASSWORD)
@@ -95,6 +98,11 @@ def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
             return [Entry(SENTRY_DSN, component, "where the service reports its errors", None, optional=True)]
         case "dns":
             return [Entry(DNS_TOKEN, component, "Cloudflare API token: Zone:Read and DNS:Edit, one zone", None, True)]
+        case "alertmanager":
+            return [
+                Entry(SLACK_URL, component, "incoming webhook of Slack, where alerts go", None, True),
+                Entry(WATCHDOG_URL, component, "who is pinged while all is well, and shouts when it stops", None, True),
+            ]
         case _:
             return []
 
@@ -110,6 +118,8 @@ def whole(settings: Settings) -> list[Entry]:
     """The secrets of all components for a configuration, in converge order."""
     sentry = [replace(entry, optional=not settings.workload.sentry) for entry in needed("workload")]
     dns = [replace(entry, optional=settings.dns.provider != "cloudflare") for entry in needed("dns")]
+    told = {SLACK_URL: settings.alertmanager.slack, WATCHDOG_URL: settings.alertmanager.watchdog}
+    alerts = [replace(entry, optional=not told[entry.name]) for entry in needed("alertmanager")]
     return [
         *needed("postgres", [role.name for role in settings.postgres.roles]),
         *needed("offsite"),
@@ -117,4 +127,5 @@ def whole(settings: Settings) -> list[Entry]:
         *needed("redis", [user.name for user in settings.redis.users]),
         *sentry,
         *dns,
+        *alerts,
     ]

@@ -15,6 +15,8 @@ ALLOWED = {
     "/etc/minipc/backups/restic.repository": "600 root",
     "/etc/pgbackrest/pgbackrest.conf": "640 root",
     "/etc/pgbackrest/sftp_key": "600 postgres",
+    "/etc/prometheus/minipc/postgres-exporter.env": "600 root",
+    "/etc/prometheus/minipc/redis-exporter.env": "600 root",
     "/etc/redis/users.acl": "640 redis",
     "/etc/workload/env": "600 root",
 }

@@ -1,0 +1,116 @@
+"""Rules, inhibition and pace as they are rendered; whether Prometheus takes them is tests/lab/test_alert_rules.py."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from minipc.checks import load
+from minipc.checks.pace import faster, paced
+from minipc.checks.rules import dump, inhibitions, of_component, of_questions
+from minipc.errors import ConfigError
+
+ALERT = """
+groups:
+  - name: one
+    rules:
+      - record: a:b:c
+        expr: sum(up)
+      - alert: OneDown
+        expr: up == 0
+        for: 5m
+        labels: {priority: P2, layer: data}
+        annotations: {meaning: It is down., next: look}
+"""
+
+
+def rules():
+    return of_questions(load(), "https://docs.example.org/triage")
+
+
+def test_every_question_becomes_an_alert_with_everything_the_operator_needs():
+    alerts = rules()["groups"][0]["rules"]
+    assert [alert["alert"] for alert in alerts] == [check.alert for check in load().checks if check.alert]
+    for alert in alerts:
+        assert set(alert["labels"]) == {"priority", "layer", "check"}
+        assert set(alert["annotations"]) >= {"question", "meaning", "next", "runbook", "value"}
+        assert alert["annotations"]["runbook"] == f"https://docs.example.org/triage#{alert['labels']['check']}"
+        assert "{each}" not in alert["annotations"]["next"]
+
+
+def test_a_question_that_can_not_be_answered_is_an_alert():
+    silent = {rule["labels"]["check"]: rule for rule in rules()["groups"][1]["rules"]}
+    assert silent["workers"]["expr"].startswith("absent(")
+    assert "cache-hits" not in silent
+    assert silent["restored"]["for"] == "8d"
+
+
+def test_what_is_explained_is_inhibited_by_everything_behind_it():
+    rule = next(rule for rule in inhibitions(load()) if rule["target_matchers"] == ['check="last-success"'])
+    sources = rule["source_matchers"][0]
+    assert "database" in sources
+    assert "workers" in sources
+    assert 'alertname!="NoData"' in rule["source_matchers"]
+
+
+def test_nothing_inhibits_a_cause():
+    targets = {rule["target_matchers"][0] for rule in inhibitions(load())}
+    assert not targets & {'check="runtime"', 'check="database"', 'check="workers"', 'check="disk"'}
+
+
+def test_a_component_brings_its_own():
+    group = of_component("redis", ALERT, "docs/runbook-triage.md")["groups"][0]
+    recording, alert = group["rules"]
+    assert recording == {"record": "a:b:c", "expr": "sum(up)"}
+    assert alert["for"] == "5m"
+    assert alert["labels"] == {"priority": "P2", "layer": "data", "component": "redis"}
+    assert alert["annotations"]["runbook"] == "docs/runbook-triage.md#onedown"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("priority: P2, ", "", "priority"),
+        ("P2", "P5", "priority"),
+        ("layer: data", "layer: moon", "layer"),
+        (", next: look", "", "next"),
+        ("for: 5m", "for: soon", "for"),
+        ("OneDown", "one_down", "alert"),
+        ("a:b:c", "total", "record"),
+        ("groups:", "group:", "group"),
+        ("expr: up == 0", "expr: [", "no valid YAML"),
+    ],
+)
+def test_each_mistake_names_the_component_and_the_field(before, after, told):
+    with pytest.raises(ConfigError) as error:
+        of_component("redis", ALERT.replace(before, after, 1), "x")
+    assert "templates/redis/rules.yml.j2" in str(error.value)
+    assert told in str(error.value)
+
+
+def test_pace_one_changes_nothing():
+    text = dump(rules()).decode()
+    assert paced(text, 1) == text
+
+
+def test_pace_divides_windows_patience_and_offsets_and_nothing_else():
+    text = 'for: 3m\nexpr: max_over_time(a{path="/api/5m"}[121s]) > 180 and b[7d:5m] offset 5m\nrepeat_interval: 4h\n'
+    assert paced(text, 10) == (
+        'for: 18000ms\nexpr: max_over_time(a{path="/api/5m"}[12100ms]) > 180 and b[60480000ms:30000ms] offset 30000ms\n'
+        "repeat_interval: 1440000ms\n"
+    )
+    assert faster("1s", 10_000) == "1ms"
+
+
+def test_every_duration_of_the_questions_is_paced():
+    slow, fast = dump(rules()).decode(), dump(rules(), 10).decode()
+    assert "for: 1m\n" in slow
+    assert "[121s]" in slow
+    for left in ("for: 1m\n", "[121s]", "[1m]", "[10m", "[1d]", "[2m]"):
+        assert left not in fast
+
+
+def test_the_file_is_yaml_with_a_header():
+    text = dump(rules()).decode()
+    assert text.startswith("# Written by minipc")
+    assert len(yaml.safe_load(text)["groups"]) == 2
