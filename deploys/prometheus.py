@@ -5,7 +5,7 @@ pyinfra inventory/production.py deploys/prometheus.py
 
 from pyinfra.api import deploy
 
-from minipc.config import Settings
+from minipc.checks.components import values as settings_by_name
 from minipc.guards import config, secrets
 from minipc.operations import Directory, File, SecretFile, install, place, unit, units
 from minipc.operations.monitoring import registered
@@ -28,7 +28,7 @@ EXPORTERS = ["node", "blackbox", "postgres", "redis"]
 def prometheus() -> None:
     settings = config()
     passwords = secrets({"postgres": "postgres.password.monitoring", "redis": "redis.password.monitoring"})
-    values = {name: getattr(settings, name) for name in Settings.model_fields} | {"ports": PORTS, "etc": ETC}
+    values = settings_by_name(settings) | {"ports": PORTS, "etc": ETC}
 
     # install
     packages = [f"prometheus-{exporter}-exporter" for exporter in EXPORTERS]

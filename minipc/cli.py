@@ -129,6 +129,25 @@ def rehearse(group: Any, backend: str, keep: bool, name: str, strict: bool) -> N
     sys.exit(exit_code(record, strict=strict))
 
 
+@cli.command()
+@click.option("--direct", is_flag=True, help="Ask the machine itself, not Prometheus.")
+@_environment_option
+def status(direct: bool, environment: Any, alias: str | None) -> None:
+    """Answer the operator's questions on one screen. Exits 1 when an answer is no, 4 when one is missing."""
+    from playbooks.status import status as look
+
+    sys.exit(look(environment, alias, direct=direct))
+
+
+@cli.command()
+@_environment_option
+def triage(environment: Any, alias: str | None) -> None:
+    """Find where it is broken: from the public door to the data, with evidence and the next command."""
+    from playbooks.status import triage as look
+
+    sys.exit(look(environment, alias))
+
+
 @cli.group()
 def backup() -> None:
     """Backups of the mini PC; it takes them by itself, too."""

@@ -105,7 +105,7 @@ COMPONENTS: tuple[Component, ...] = (
     Component(
         "prometheus",
         "Prometheus and exporters: what is measured, kept, and turned into alerts",
-        ("postgres", "redis", "workload", "edge"),
+        ("postgres", "redis"),
     ),
     Component("loki", "Loki: logs, searchable", needs=("host",), artifacts=("loki",)),
     Component("syslog_ng", "syslog-ng: logs of everything go to Loki", needs=("host",), artifacts=("loki",)),
