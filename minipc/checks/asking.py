@@ -61,8 +61,8 @@ def prelude(settings: Settings) -> str:
         "DATABASE": settings.postgres.databases[0].name,
         "REDIS_PORT": settings.redis.port,
         "WORKERS": " ".join(settings.workload.metrics_ports),
-        # The lab's certificates are Caddy's own.
-        "TLS": "--insecure" if settings.edge.acme == "internal" else "",
+        # Certificates of an authority that only this network knows.
+        "TLS": "--insecure" if settings.edge.acme in ("internal", "other") else "",
         "PATIENCE": PATIENCE_S,
     }
     assignments = "\n".join(f"{name}={shlex.quote(str(value))}" for name, value in values.items())
