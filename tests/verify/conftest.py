@@ -14,13 +14,14 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import pytest
+from testinfra.host import Host
 
-from minipc import ssh
+from minipc import remote_shell, ssh
 from minipc.config import Settings
 from minipc.inventory import Target, the_target
 from minipc.paths import state_dir
@@ -147,19 +148,18 @@ def _side(name: str, environment: str, target: Target) -> Side:
 
 
 @pytest.fixture(scope="session")
-def sh(target: Target) -> Shell:
+def sh(target: Target) -> Iterator[Shell]:
     """Runs a shell command on the machine and returns what it printed; fails the check when the command fails."""
-    import testinfra
-
-    config = ssh.write_config([(target.alias, target.data)])
-    machine: Any = testinfra.get_host(f"ssh://{target.alias}", ssh_config=str(config))
+    backend = remote_shell.ShellBackend(ssh.write_config([(target.alias, target.data)]), target.alias)
+    machine = Host(backend)
 
     def run(command: str) -> str:
         done = machine.run(command)
         assert done.rc == 0, f"{command}\n{done.stderr.strip() or done.stdout.strip()}"
         return str(done.stdout).strip()
 
-    return run
+    yield run
+    backend.shell.close()
 
 
 @pytest.fixture(scope="session")
