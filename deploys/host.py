@@ -7,9 +7,10 @@ from pyinfra.api import deploy
 from pyinfra.operations import apt, server
 
 from minipc.guards import config
-from minipc.operations import Absent, Content, Directory, File, install, place, unit
+from minipc.operations import Absent, Content, Directory, File, arm, confirm, install, place, unit
 
 DAY = 86400  # apt-daily.timer refreshes the lists each day: on a living machine this never changes anything
+SYSTEMD = "/etc/systemd/system"
 SOURCES = "/etc/apt/sources.list.d/debian.sources"
 PACKAGES = [
     "ca-certificates",
@@ -78,7 +79,18 @@ def host() -> None:
     address = place(
         name="configure the service address",
         component="host",
-        entries=[File("minipc-service-address.service.j2", "/etc/systemd/system/minipc-service-address.service")],
+        entries=[File("minipc-service-address.service.j2", f"{SYSTEMD}/minipc-service-address.service")],
+        values={"host": settings.host},
+    )
+    place(
+        name="configure the way back from a lockout",
+        component="host",
+        entries=[
+            File("revert.sh", "/usr/local/lib/minipc/revert", mode="755", check="sh -n {path}"),
+            File("minipc-revert@.service", f"{SYSTEMD}/minipc-revert@.service"),
+            File("minipc-revert@.timer.j2", f"{SYSTEMD}/minipc-revert@.timer"),
+            File("minipc-revert-boot.service", f"{SYSTEMD}/minipc-revert-boot.service"),
+        ],
         values={"host": settings.host},
     )
     time = place(
@@ -102,7 +114,8 @@ def host() -> None:
                 check="install -d -m 755 /run/sshd && sshd -t -f {path}",
             ),
         ],
-        values={"host": settings.host, "firewall": settings.firewall},
+        values={"host": settings.host, "firewall": settings.firewall, "vpn": settings.vpn},
+        change="sshd",
     )
 
     # activate
@@ -110,7 +123,10 @@ def host() -> None:
     unit(name="apply kernel settings", unit="systemd-sysctl.service", restart_on=[kernel])
     unit(name="bring up the service address", unit="minipc-service-address.service", restart_on=[address])
     unit(name="keep time", unit="chrony.service", restart_on=[time])
+    unit(name="take back unconfirmed changes at boot", unit="minipc-revert-boot.service")
+    arm(name="arm the automatic revert", change="sshd", undo="systemctl reload ssh")
     unit(name="reload SSH", unit="ssh.service", reload_on=[ssh])
+    confirm(name="confirm over a new connection", change="sshd", within_s=settings.host.confirm_within_s)
     unit(name="upgrade unattended", unit="apt-daily-upgrade.timer")
 
 

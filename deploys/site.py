@@ -9,6 +9,8 @@ minipc/components.py (tests/unit/test_deploys.py holds them together).
 from pyinfra import host, local
 
 local.include("deploys/host.py")
+if "offsite" not in host.groups:
+    local.include("deploys/vpn.py")
 local.include("deploys/firewall.py")
 if "offsite" in host.groups:
     local.include("deploys/offsite.py")

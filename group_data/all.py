@@ -42,8 +42,25 @@ host_journal_max_mb = 4096
 host_service_address = "10.88.0.1"
 # OPTIONAL. More sysctls, name -> value, on top of those in templates/host/sysctl.conf.j2.
 host_sysctls = {}
+# OPTIONAL. A change of SSH, VPN or firewall that no new connection confirms is taken back after so many seconds. 60 is
+# how long somebody who has locked themselves out waits.
+host_confirm_within_s = 60
 # OPTIONAL. Time of day (HH:MM, host_timezone) of the reboot that a security update asks for; None: never by itself.
 host_reboot_at = "04:30"
+
+# --- vpn: the operator's way in (docs/reference/vpn.md) -------------------------------------------------------------
+# OPTIONAL. UDP port of WireGuard, open to everyone: it answers nobody without a peer's key.
+vpn_port = 51820
+# OPTIONAL. Address or name where peers reach that port; None: edge_domain.
+vpn_endpoint = None
+# OPTIONAL. The tunnel's IPv4 network; the machine has its first address. Must not overlap the operator's networks.
+vpn_network = "10.99.0.0/24"
+# OPTIONAL. The same for IPv6.
+vpn_network_ipv6 = "fd99:6d69:6e69::/64"
+# OPTIONAL. Peers send a packet after so many quiet seconds, so that a router between keeps the way open; 0: never.
+vpn_keepalive_s = 25
+# OPTIONAL. Who may connect: name, public_key, allowed_ips. `minipc vpn add NAME` keeps the list of production.py.
+vpn_peers = []
 
 # --- firewall: which side is which ---------------------------------------------------------------------------------
 # REQUIRED in production.py: interfaces where the public arrives (a router's port forwarding counts as public).
@@ -52,12 +69,24 @@ firewall_public_interfaces = []
 firewall_operator_interfaces = []
 # REQUIRED in production.py: source networks of the operator side, CIDR.
 firewall_operator_networks = []
+# OPTIONAL. Where the operator's ports answer: "networks": to firewall_operator_networks and through the VPN; "vpn":
+# through the VPN only (docs/howto/vpn.md). The converge that closes the networks comes in through the tunnel, or fails.
+firewall_operator_access = "networks"
 # OPTIONAL. TCP ports open to everyone. 80 only redirects.
 firewall_public_tcp = [80, 443]
-# OPTIONAL. UDP ports open to everyone; HTTP/3 (edge_http3) needs 443.
+# OPTIONAL. UDP ports open to everyone, beside vpn_port; HTTP/3 (edge_http3) needs 443.
 firewall_public_udp = []
-# OPTIONAL. TCP ports open to the operator side.
+# OPTIONAL. TCP ports open to the operator.
 firewall_operator_tcp = [22]
+# OPTIONAL. Interfaces where the cluster's pods are: the only ones whose packets are forwarded.
+firewall_pod_interfaces = ["cni0", "flannel.1"]
+# OPTIONAL. TCP ports of the machine that pods reach, beside PostgreSQL and Redis on the service address. 6443: the API.
+firewall_pod_tcp = [6443]
+# OPTIONAL. New connections to the public ports from one client (IPv6: a /64), a second; twice as many in a burst.
+# 100: a household behind one address loads a page with ease.
+firewall_client_new_per_s = 100
+# OPTIONAL. Open connections to the public ports from one client.
+firewall_client_connections = 256
 
 # --- postgres: everything that must not be lost --------------------------------------------------------------------
 # OPTIONAL. TCP port.

@@ -11,6 +11,10 @@ host_journal_max_mb = 256
 firewall_public_interfaces = ["public0"]
 firewall_operator_interfaces = ["operator0"]
 firewall_operator_networks = ["10.77.0.0/24", "fd77:6c61:6200::/64"]
+# Checks and tests reach machines beside the tunnel, too.
+firewall_operator_access = "networks"
+# inventory/lab.py adds the lab's own client and each machine's tunnel networks.
+vpn_peers = []
 
 redis_maxmemory_mb = 32
 # A lab machine sees all of the controller's memory, and shares it with others.

@@ -1,5 +1,7 @@
 """Your machine. Every REQUIRED key of all.py has its place here; replace the examples."""
 
+from minipc.vpn.peers import read_peers
+
 environment = "production"
 
 # Lines of your .pub files.
@@ -9,5 +11,8 @@ host_operator_keys = ["ssh-ed25519 AAAA-replace-with-your-public-key you@laptop"
 firewall_public_interfaces = ["enp1s0"]
 firewall_operator_interfaces = ["enp1s0"]
 firewall_operator_networks = ["192.168.1.0/24"]
+
+# Kept by `minipc vpn add NAME` and `minipc vpn revoke NAME` in inventory/vpn_peers.json.
+vpn_peers = read_peers()
 
 edge_domain = "service.example.org"

@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import click
 
 from minipc.errors import EXIT_CHANGES_PENDING, EXIT_FAIL, MinipcError
+from minipc.variables import BREAK_GLASS_VARIABLE
 
 _LAZY = {
     "lab": "minipc.lab.cli:lab",
     "artifacts": "minipc.artifacts.cli:artifacts",
     "bundle": "minipc.bundle.cli:bundle",
     "secrets": "minipc.secrets.cli:secrets",
+    "vpn": "minipc.vpn.cli:vpn",
     "dns": "minipc.dns.cli:dns",
     "logs": "minipc.logs.cli:logs",
     "release": "minipc.gitops.cli:release",
@@ -48,7 +51,19 @@ def cli() -> None:
     """
 
 
+def _break_the_glass(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        os.environ[BREAK_GLASS_VARIABLE] = "1"
+
+
 def _environment_option(command: Any) -> Any:
+    command = click.option(
+        "--break-glass",
+        is_flag=True,
+        expose_value=False,
+        callback=_break_the_glass,
+        help="Reach the machine beside its VPN, at its lan_address (docs/howto/vpn.md).",
+    )(command)
     command = click.option("--host", "alias", help="Which machine, when the inventory has several.")(command)
     return click.option(
         "--inventory", "environment", type=click.Choice(["production", "lab"]), default="production", show_default=True
@@ -222,9 +237,26 @@ def rebuild(
     from playbooks.rebuild import Options
     from playbooks.rebuild import rebuild as run
 
+    os.environ[BREAK_GLASS_VARIABLE] = "1"  # a blank machine has no VPN, and the way back doesn't depend on one
     options = Options(strict, replace_database, accept_missing_wal, named(until) if until else None)
     target = the_target(environment, alias)
     sys.exit(run(environment, (target.alias, target.data), fingerprint, options))
+
+
+@cli.group()
+def prove() -> None:
+    """Proofs that change nothing but leave a record."""
+
+
+@prove.command()
+@click.option("--short", is_flag=True, help="Without the reboot.")
+@_environment_option
+def separation(short: bool, environment: Any, alias: str | None) -> None:
+    """Who reaches what, from each side: scans, handshakes, canaries; also during a converge and after a reboot."""
+    from minipc.records import exit_code
+    from playbooks.separation import prove as run
+
+    sys.exit(exit_code(run(environment, alias, whole=not short)))
 
 
 @cli.command()
@@ -238,6 +270,7 @@ def adopt(alias: str, fingerprint: str, environment: Any) -> None:
     from minipc.pins import write_pin
     from playbooks.adopt import adopt as enrol
 
+    os.environ[BREAK_GLASS_VARIABLE] = "1"  # a blank machine has no VPN
     target = the_target(environment, alias)
     pin = enrol((target.alias, target.data), fingerprint, pin_lab_machine if environment == "lab" else write_pin)
     click.echo(f"{alias} is enrolled as {pin.identity}")
@@ -260,7 +293,7 @@ def config(group: Any) -> None:
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice(["rehearsal", "drill", "rebuild", "converge"]), required=False)
+@click.argument("kind", type=click.Choice(["rehearsal", "drill", "rebuild", "converge", "separation"]), required=False)
 def history(kind: Any) -> None:
     """Show past runs, oldest first: verdict, time, RTO and RPO."""
     from minipc.display import console_for

@@ -60,8 +60,9 @@ COMPONENTS: tuple[Component, ...] = (
         "Debian itself: packages, time, journal, sysctls, sshd, operator account",
         roles=BOTH,
         backup_paths=("/etc/minipc",),
-        trace="/etc/ssh/sshd_config.d/10-minipc.conf",
+        trace="/usr/local/lib/minipc/revert",
     ),
+    Component("vpn", "WireGuard: the operator's way in", ("host",), trace="/etc/minipc/vpn/wg0.conf"),
     Component(
         "firewall",
         "nftables: what may come in, and from which side",

@@ -61,6 +61,7 @@ def converge(
     limit: str | None = None,
     options: Sequence[str] = (),
     env: dict[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> None:
     """Converges the machines of an inventory.
 
@@ -69,12 +70,13 @@ def converge(
         log: where everything that pyinfra prints goes.
         events: where the deploys write their events (see `minipc/timeline.py`).
         options: more options of pyinfra's, such as `--data key=value`.
+        prefix: what the command is started with, such as `ip netns exec operator`.
 
     Raises:
         RefusedError: a guard in the deploys refused; nothing was changed.
         ConvergeError: an operation failed, the connection broke, or the run was interrupted.
     """
-    command = pyinfra_command(environment, files, "-y", *(["--limit", limit] if limit else []), *options)
+    command = [*prefix, *pyinfra_command(environment, files, "-y", *(["--limit", limit] if limit else []), *options)]
     known = len(_refusals(events))
     variables = os.environ | (env or {}) | ({EVENTS_VARIABLE: str(events)} if events else {})
     with log.open("ab") as output:

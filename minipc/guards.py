@@ -34,6 +34,7 @@ from minipc.timeline import ArtifactUsed, Note, NotExercised
 DEBIAN_VERSION = "13"
 # Packages of all components unpack to 900 MB; a database that finds no room stops.
 NEEDED_MB = 1536
+VPN_INTERFACE = "wg0"
 
 _INTERRUPTED = 130
 # The kernel's name for the architecture, and Debian's.
@@ -57,7 +58,7 @@ def config() -> Settings:
             admit(host.name, host.data.get("machine_identity"), found)
             refuse_wrong_order(host.name, _deploys_of_this_run())
             settings = parse(host.data.dict(), source=f"data of {host.name}")
-            refuse_lockout(host.name, settings.firewall.operator_networks, found.client)
+            refuse_lockout(host.name, settings, found)
             _settings[host.name] = settings
         except MinipcError as error:
             stop(error)
@@ -155,21 +156,38 @@ def admit(name: str, pinned: str | None, found: Admission) -> None:
         )
 
 
-def refuse_lockout(name: str, operator_networks: Iterable[str], client: str) -> None:
+def refuse_lockout(name: str, settings: Settings, found: Admission) -> None:
     """Refuses settings under which the firewall and sshd would no longer let us in.
 
     Args:
-        client: where our connection comes from, as the machine sees it.
+        found: whence and where our connection came in, as the machine sees it; nothing without SSH (a console).
 
     Raises:
-        RefusedError: that address is in none of the operator's networks.
+        RefusedError: our address is in none of the operator's networks, our port is not among those that are open to
+            the operator, or our interface is none of the operator's.
     """
-    networks = list(operator_networks)
-    if client and not any(ip_address(client) in ip_network(network) for network in networks):
+    firewall = settings.firewall
+    networks = [*firewall.operator_networks, *settings.vpn.networks]
+    nothing = "nothing was changed"
+    if not found.client:
+        return
+    if not any(ip_address(found.client) in ip_network(network) for network in networks):
         raise RefusedError(
-            f"{name}: you come from {client}, which is in none of firewall_operator_networks ({', '.join(networks)}): "
-            "the firewall would lock you out",
-            "add the network you converge from; nothing was changed",
+            f"{name}: you come from {found.client}, which is in none of firewall_operator_networks "
+            f"({', '.join(firewall.operator_networks)}) nor in the VPN: the firewall would lock you out",
+            f"add the network you converge from; {nothing}",
+        )
+    if found.port not in firewall.operator_tcp:
+        raise RefusedError(
+            f"{name}: your SSH is on port {found.port}, which is not in firewall_operator_tcp "
+            f"({', '.join(map(str, firewall.operator_tcp))}): the firewall would lock you out",
+            f"add the port; {nothing}",
+        )
+    if found.interface not in (*firewall.operator_interfaces, VPN_INTERFACE):
+        raise RefusedError(
+            f"{name}: your SSH comes in through {found.interface or 'an unknown interface'}, which is none of "
+            f"firewall_operator_interfaces ({', '.join(firewall.operator_interfaces)}): you would be locked out",
+            f"correct the interfaces (on the machine: `ip -br link`); {nothing}",
         )
 
 

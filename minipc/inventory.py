@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from minipc.errors import ConfigError
 from minipc.paths import ROOT
 from minipc.pins import Pin, known_hosts_file, read_pins
 from minipc.transport import without_delay
+from minipc.variables import BREAK_GLASS_VARIABLE
 
 Environment = Literal["lab", "production"]
 HostEntry = tuple[str, dict[str, Any]]
@@ -27,17 +29,23 @@ def target(
     user: str = "root",
     key: str | Path | None = None,
     pin: Pin | None = None,
+    lan_address: str | None = None,
     **data: Any,
 ) -> HostEntry:
     """One machine, as pyinfra's inventory wants it: name and data.
 
     Args:
         address: where SSH answers.
+        lan_address: where it answers beside the VPN: to `minipc adopt` and `minipc rebuild`, and with `--break-glass`.
         key: private key file; None leaves it to the SSH agent and the usual files.
         pin: host key and identity; None takes them from `inventory/pins.json`, where `minipc adopt` puts them.
         data: anything else the machine needs, such as overrides of group_data.
     """
     pin = pin or read_pins().get(alias)
+    if os.environ.get(BREAK_GLASS_VARIABLE):
+        # Whoever comes in beside the VPN keeps that way open; the next converge through the VPN closes it.
+        address = lan_address or address
+        data |= {"firewall_operator_access": "networks"}
     entry: dict[str, Any] = {
         "ssh_hostname": address,
         "ssh_port": port,
@@ -65,6 +73,7 @@ def offsite_machine(alias: str, address: str, *, group: Environment = "productio
         "firewall_public_tcp": ports,
         "firewall_public_udp": [],
         "edge_http3": False,
+        "firewall_operator_access": "networks",  # it has no VPN of its own
     }
     return target(alias, address, **(own | data))
 

@@ -58,7 +58,8 @@ def known_hosts_file(alias: str, address: str, port: int, pin: Pin | None) -> Pa
     """The known_hosts file of one machine, written from its pin; empty, so that SSH refuses, without one."""
     name = address if port == 22 else f"[{address}]:{port}"
     lines = f"{name} {pin.host_key}\n{alias} {pin.host_key}\n" if pin else ""
-    path = state_dir("ssh") / f"{alias}.known_hosts"
+    # By address too: a machine may be reached in two ways at once, directly and through its VPN.
+    path = state_dir("ssh") / f"{alias}@{address}.known_hosts"
     if not path.exists() or path.read_text(encoding="utf-8") != lines:
         temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_text(lines, encoding="utf-8")

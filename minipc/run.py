@@ -46,6 +46,7 @@ class Run:
     versions: dict[str, str] = field(default_factory=dict)
     artifacts: list[records.Artifact] = field(default_factory=list)
     data_classes: list[records.DataClassResult] = field(default_factory=list)
+    doors: list[records.Door] = field(default_factory=list)
     rto_seconds: float | None = None
     rto_budget_seconds: float | None = None
     rpo_seconds: float | None = None
@@ -128,7 +129,7 @@ class Run:
         converged = [operation for operation in seen.operations if operation.phase == converge_phase]
         chosen = [] if components is None else select(components, role)
         rows = [_component(each, converged, seen) for each in chosen]
-        exercised = _exercised(seen)
+        exercised = _exercised(seen, len(self.doors))
         commit = commit or head()
         return records.conclude(
             records.Draft(
@@ -153,6 +154,7 @@ class Run:
                 rpo_seconds=self.rpo_seconds,
                 rpo_budget_seconds=self.rpo_budget_seconds,
                 data_classes=self.data_classes,
+                doors=self.doors,
                 versions=self.versions,
                 artifacts=self.artifacts + seen.artifacts,
             )
@@ -178,8 +180,8 @@ def _component(component: Component, operations: list[records.Operation], seen: 
     )
 
 
-def _exercised(seen: records.Observed) -> records.Exercised:
-    """Counted in checks: those that ran, and each thing that could not be tried."""
+def _exercised(seen: records.Observed, doors: int) -> records.Exercised:
+    """Counted in checks: those that ran, the doors that were looked at, and each thing that could not be tried."""
     gaps = [
         records.NotExercised(what=check.name, why=check.message or "no reason given", component=check.component)
         for check in seen.checks
@@ -187,7 +189,7 @@ def _exercised(seen: records.Observed) -> records.Exercised:
     ]
     # Each converge of a run says it anew; it is one gap.
     gaps = list({(gap.component, gap.what): gap for gap in [*seen.not_exercised, *gaps]}.values())
-    done = sum(check.outcome != "not-exercised" for check in seen.checks)
+    done = sum(check.outcome != "not-exercised" for check in seen.checks) + doors
     return records.Exercised(done=done, total=done + len(gaps), not_exercised=gaps)
 
 

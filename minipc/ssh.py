@@ -17,6 +17,8 @@ from minipc.errors import CouldNotVerifyError, RefusedError
 from minipc.paths import state_dir
 
 CONNECT_TIMEOUT_S = 10
+# Exit code of ssh itself when it could not connect or log in; anything else is the remote command's.
+FAILED = 255
 
 
 def control_directory() -> Path:
@@ -37,11 +39,13 @@ def write_config(hosts: Iterable[tuple[str, dict[str, Any]]]) -> Path:
     """The ssh_config for these inventory entries; used as `ssh -F FILE ALIAS` and by testinfra.
 
     Returns:
-        The file; named after the machines and replaced atomically, so that runs side by side don't disturb each other.
+        The file; named after the machines and their addresses, and replaced atomically, so that runs side by side don't
+        disturb each other.
     """
     entries = list(hosts)
     text = "".join(_stanza(alias, data) for alias, data in entries)
-    path = state_dir("ssh") / "+".join(["config", *(alias for alias, _ in entries)])
+    names = [f"{alias}@{data['ssh_hostname']}" for alias, data in entries]
+    path = state_dir("ssh") / "+".join(["config", *names])
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -92,7 +96,7 @@ def run(
         raise CouldNotVerifyError(
             f"{alias}: no answer within {timeout_s:.0f} s to: {command[:80]}", f"try by hand: {' '.join(argv[:4])}"
         ) from None
-    if done.returncode == 255:  # ssh's own failures
+    if done.returncode == FAILED:
         reason = done.stderr.decode(errors="replace").strip().splitlines()
         raise CouldNotVerifyError(
             f"{alias}: SSH failed: {reason[-1] if reason else 'no reason given'}",

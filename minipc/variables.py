@@ -19,3 +19,9 @@ RUN_VARIABLE = "MINIPC_RUN"
 
 COMMIT_VARIABLE = "MINIPC_COMMIT"
 """The commit a run began with, `+dirty` behind it when there were changes."""
+
+BREAK_GLASS_VARIABLE = "MINIPC_BREAK_GLASS"
+"""Not empty: the machine is reached beside its VPN, at its `lan_address`, and stays reachable there."""
+
+LAB_VPN_VARIABLE = "MINIPC_LAB_VPN"
+"""Not empty: the lab's machines are reached through their VPN; set for what runs in the namespace `operator`."""

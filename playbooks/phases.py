@@ -80,7 +80,7 @@ FENCE = Phase(
 HOST_AND_NETWORK = Phase(
     "host and network",
     "who may come in",
-    components=("host", "firewall"),
+    components=("host", "vpn", "firewall"),
     done_when="the firewall is up: the public door is still shut, because nothing listens behind it",
 )
 DATA = Phase(

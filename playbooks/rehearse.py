@@ -35,6 +35,7 @@ from minipc.timeline import OperationEnd, PhaseEnd, PhaseStart, read
 from minipc.variables import REHEARSE_AS_VARIABLE
 from minipc.verification import verify
 from minipc.wording import count
+from playbooks import separation
 from playbooks.adopt import adopt
 from playbooks.backup import take
 from playbooks.elsewhere import Elsewhere, Stick, end, seal
@@ -204,6 +205,8 @@ def _build(run: Run, target: Target, offsite: Target) -> None:
     run.versions |= versions(target)
     with run.phase("verify", "from both sides") as detail:
         detail(verify("lab", target, [], events=run.events, log=run.log).demand().summary)
+    with run.phase("separation", "who reaches what, from each side") as detail:
+        detail(separation.short(run, target))
 
 
 def _operations(run: Run) -> list[OperationEnd]:

@@ -6,7 +6,7 @@ No defaults here: every tunable is written once, in `group_data/`.
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -27,6 +27,7 @@ from minipc.config.types import (
     SshPublicKey,
     Url,
     UserName,
+    WireguardKey,
 )
 from minipc.secrets.settings import SecretsSettings, TrustedUrl
 
@@ -50,6 +51,7 @@ class HostSettings(Strict):
     journal_max_mb: Megabytes
     service_address: Address
     sysctls: dict[str, str]
+    confirm_within_s: Annotated[int, Field(ge=20, le=600)]
     reboot_at: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")] | None
 
 
@@ -59,9 +61,82 @@ class FirewallSettings(Strict):
     public_interfaces: list[Interface]
     operator_interfaces: list[Interface]
     operator_networks: Annotated[list[Cidr], Field(min_length=1)]
+    operator_access: Literal["networks", "vpn"]
     public_tcp: list[Port]
     public_udp: list[Port]
     operator_tcp: list[Port]
+    pod_interfaces: list[Interface]
+    pod_tcp: list[Port]
+    client_new_per_s: Annotated[int, Field(ge=1, le=100_000)]
+    client_connections: Annotated[int, Field(ge=1, le=65_535)]
+
+
+class VpnPeer(Strict):
+    """A device that may connect.
+
+    Attributes:
+        allowed_ips: source addresses that are believed when they come through its tunnel, and are routed into it.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+    public_key: WireguardKey
+    allowed_ips: Annotated[list[Cidr], Field(min_length=1)]
+
+
+class VpnSettings(Strict):
+    """The operator's tunnel. The machine has the first address of each network."""
+
+    port: Port
+    endpoint: Host | None
+    network: Cidr
+    network_ipv6: Cidr
+    keepalive_s: Annotated[int, Field(ge=0, le=3600)]
+    peers: list[VpnPeer]
+
+    @property
+    def address(self) -> str:
+        """The machine's IPv4 address in the tunnel."""
+        return str(ip_network(self.network)[1])
+
+    @property
+    def address_ipv6(self) -> str:
+        """The machine's IPv6 address in the tunnel."""
+        return str(ip_network(self.network_ipv6)[1])
+
+    @property
+    def networks(self) -> list[str]:
+        """Where peers come from: the tunnel's networks."""
+        return [self.network, self.network_ipv6]
+
+    @model_validator(mode="after")
+    def _networks_have_room(self) -> Self:
+        for key, version, longest in (("network", 4, 30), ("network_ipv6", 6, 126)):
+            network = ip_network(getattr(self, key))
+            if network.version != version:
+                raise ValueError(f"vpn_{key} = {str(network)!r} is not an IPv{version} network")
+            if network.prefixlen > longest:
+                raise ValueError(f"vpn_{key} = {str(network)!r} has no room for peers; allowed: /{longest} or larger")
+        return self
+
+    @model_validator(mode="after")
+    def _peers_are_distinct(self) -> Self:
+        owners: dict[str, str] = {}
+        claims = {self.address: "the machine itself", self.address_ipv6: "the machine itself"}
+        taken = [(ip_interface(address).network, owner) for address, owner in claims.items()]
+        for peer in self.peers:
+            for kind, value in (("name", peer.name), ("public key", peer.public_key)):
+                if value in owners:
+                    raise ValueError(f"vpn_peers: {owners[value]!r} and {peer.name!r} have the same {kind} {value}")
+                owners[value] = peer.name
+            for allowed in map(ip_network, peer.allowed_ips):
+                for other, owner in taken:
+                    if allowed.version == other.version and allowed.overlaps(other):
+                        raise ValueError(
+                            f"vpn_peers: allowed_ips {allowed} of {peer.name!r} overlaps {other} of {owner}: WireGuard "
+                            "would give the address to one of them only"
+                        )
+                taken.append((allowed, repr(peer.name)))
+        return self
 
 
 class PostgresRole(Strict):
@@ -309,6 +384,7 @@ class Settings(Strict):
     secrets: SecretsSettings
     bundle: BundleSettings
     host: HostSettings
+    vpn: VpnSettings
     firewall: FirewallSettings
     postgres: PostgresSettings
     offsite: OffsiteSettings
@@ -332,4 +408,34 @@ class Settings(Strict):
     def _stand_in_is_for_the_lab(self) -> Self:
         if self.environment == "production" and self.workload.runtime == "stand-in":
             raise ValueError("workload_runtime 'stand-in' is for the lab; in production: 'k3s'")
+        return self
+
+    @model_validator(mode="after")
+    def _the_tunnel_swallows_nothing(self) -> Self:
+        kept = {
+            **dict.fromkeys(self.firewall.operator_networks, "firewall_operator_networks"),
+            **dict.fromkeys(self.postgres.client_networks, "postgres_client_networks"),
+            self.host.service_address: "host_service_address",
+        }
+        claims = [(self.vpn.network, "vpn_network"), (self.vpn.network_ipv6, "vpn_network_ipv6")]
+        claims += [
+            (ip, f"vpn_peers: allowed_ips of {peer.name!r}") for peer in self.vpn.peers for ip in peer.allowed_ips
+        ]
+        for claim, whose in claims:
+            for other, key in kept.items():
+                mine, theirs = ip_network(claim), ip_network(other)
+                if mine.version == theirs.version and mine.overlaps(theirs):
+                    raise ValueError(
+                        f"{whose}, {claim}, overlaps {key} {other}: the tunnel would swallow it; allowed: addresses of "
+                        f"its own, such as those of {self.vpn.network}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_can_still_come_in(self) -> Self:
+        if self.firewall.operator_access == "vpn" and not self.vpn.peers:
+            raise ValueError(
+                "firewall_operator_access 'vpn' without vpn_peers would lock everybody out; add one: "
+                "`minipc vpn add NAME`"
+            )
         return self

@@ -82,6 +82,16 @@ def _ssh_public_key(value: str) -> str:
     return value.strip()
 
 
+def _wireguard_key(value: str) -> str:
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except ValueError:
+        raw = b""
+    if len(raw) != 32 or not any(raw):
+        raise ValueError("not a WireGuard public key; allowed: 44 characters of base64, as `wg pubkey` prints them")
+    return value
+
+
 def _url(value: str) -> str:
     if not re.match(r"^https?://[^\s/]+(/\S*)?$", value):
         nearest = f"; did you mean {'https://' + value!r}?" if re.match(r"^[\w.-]+(/\S*)?$", value) else ""
@@ -108,6 +118,7 @@ def _calendar(value: str) -> str:
 Calendar = Annotated[str, AfterValidator(_calendar)]
 Host = Annotated[str, AfterValidator(_host)]
 Url = Annotated[str, AfterValidator(_url)]
+WireguardKey = Annotated[str, AfterValidator(_wireguard_key)]
 SshPublicKey = Annotated[str, AfterValidator(_ssh_public_key)]
 UserName = Annotated[str, _pattern(_USER, "a user name", "operator")]
 Interface = Annotated[str, _pattern(_INTERFACE, "a network interface name", "enp1s0")]

@@ -22,6 +22,8 @@ class Admission:
         version: Debian's VERSION_ID, such as "13"; empty on anything else.
         free_mb: free disk space below /var, MB.
         client: address that our SSH connection comes from, as the machine sees it; empty without one.
+        port: TCP port that it comes to; 0 without one.
+        interface: where it comes in.
     """
 
     identity: str | None
@@ -29,6 +31,8 @@ class Admission:
     version: str
     free_mb: int
     client: str = ""
+    port: int = 0
+    interface: str = ""
 
 
 class MachineAdmission(FactBase[Admission]):
@@ -37,13 +41,18 @@ class MachineAdmission(FactBase[Admission]):
     def command(self) -> str:
         return (
             f'id -un; (. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_ID" || echo); '
-            "df --output=avail -BM /var | tail -n 1; echo ${SSH_CONNECTION%% *}; "
+            "df --output=avail -BM /var | tail -n 1; "
+            # Client address and port, our address and port; then the interface that has our address.
+            "set -- $SSH_CONNECTION; echo $1 $4 "
+            '$([ -z "$3" ] || ip -o address show to "$3" | awk \'{print $2; exit}\'); '
             f"cat {IDENTITY_FILE} 2>/dev/null || true"
         )
 
     def process(self, output: list[str]) -> Admission:
-        user, version, free, client, *identity = (line.strip() for line in output)
-        return Admission(identity[0] if identity else None, user, version, int(free.removesuffix("M")), client)
+        user, version, free, connection, *identity = (line.strip() for line in output)
+        client, port, interface = (*connection.split(), "", "", "")[:3]
+        free_mb = int(free.removesuffix("M"))
+        return Admission(identity[0] if identity else None, user, version, free_mb, client, int(port or 0), interface)
 
 
 class Absent(FactBase[list[str]]):
@@ -69,3 +78,13 @@ class MachineSize(FactBase[dict[str, int]]):
 
     def process(self, output: list[str]) -> dict[str, int]:
         return {str(key): int(value) for key, value in json.loads(output[0]).items()}
+
+
+class WireguardInKernel(FactBase[bool]):
+    """Whether the kernel has WireGuard; a container can't tell, and does without."""
+
+    def command(self) -> str:
+        return "if [ -e /sys/module/wireguard ] || modprobe -qn wireguard 2>/dev/null; then echo yes; else echo no; fi"
+
+    def process(self, output: list[str]) -> bool:
+        return output == ["yes"]

@@ -75,6 +75,15 @@ def ssh(name: str, command: tuple[str, ...]) -> None:
     os.execvp(argv[0], argv)  # noqa: S606 - the shell takes over the terminal
 
 
+@lab.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def console(name: str, command: tuple[str, ...]) -> None:
+    """A root shell as on the machine's own screen and keyboard: it needs no network."""
+    argv = library.console_command(_existing(name), *command)
+    os.execvp(argv[0], argv)  # noqa: S606 - the shell takes over the terminal
+
+
 def _existing(name: str) -> library.Machine:
     machine = library.find(name)
     if machine is None:

@@ -7,15 +7,16 @@ from typing import Any
 
 from minipc.config.load import group_data
 from minipc.inventory import HostEntry, offsite_machine, target
+from minipc.lab import tunnel
 from minipc.lab.machine import Machine, load_all
 from minipc.lab.ssh import client_key, client_public_key
 from minipc.paths import state_dir
 from minipc.pins import Pin, read_pins, write_pin
 from minipc.records import Override
-from minipc.variables import REHEARSE_AS_VARIABLE
+from minipc.variables import LAB_VPN_VARIABLE, REHEARSE_AS_VARIABLE
 
 OFFSITE = "offsite-"
-OFFSITES_OWN = {"host_name", "firewall_public_tcp", "firewall_public_udp", "edge_http3"}
+OFFSITES_OWN = {"host_name", "firewall_public_tcp", "firewall_public_udp", "firewall_operator_access", "edge_http3"}
 
 # What a disposable machine can't do without; everything else is production's when it stands for production.
 NEEDED_IN_LAB = {
@@ -24,6 +25,9 @@ NEEDED_IN_LAB = {
     "firewall_public_interfaces": "the lab's interfaces",
     "firewall_operator_interfaces": "the lab's interfaces",
     "firewall_operator_networks": "the lab's networks",
+    "firewall_operator_access": "the lab reaches its machines without the tunnel, too",
+    "vpn_endpoint": "the lab's addresses",
+    "vpn_peers": "the lab's own client",
     "edge_acme": "no ACME server reaches the lab",
     "edge_acme_url": "no ACME server reaches the lab",
     "edge_acme_root": "no ACME server reaches the lab",
@@ -63,8 +67,9 @@ def entry(machine: Machine, **data: Any) -> HostEntry:
         return offsite_machine(
             machine.name, machine.ssh_host, group="lab", user="root", key=client_key(), pin=pin, **data
         )
-    data |= {"backups_offsite": _offsite_of(machine.name)}
-    return target(machine.name, machine.ssh_host, user="root", key=client_key(), pin=pin, **data)
+    data |= {"backups_offsite": _offsite_of(machine.name)} | tunnel.settings_of(machine.index, machine.public_ipv4)
+    address = tunnel.addresses(machine.index, 1)[0] if os.environ.get(LAB_VPN_VARIABLE) else machine.ssh_host
+    return target(machine.name, address, user="root", key=client_key(), pin=pin, **data)
 
 
 def is_offsite(name: str) -> bool:

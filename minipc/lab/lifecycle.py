@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minipc.errors import MinipcError, MissingPrerequisiteError, RefusedError
-from minipc.lab import cgroups, debs, image, network, nspawn, ssh
+from minipc.lab import cgroups, debs, image, network, nspawn, ssh, tunnel
 from minipc.lab.apt_sources import controller_mirrors
 from minipc.lab.machine import Machine, ProcessId, check_name, find, free_index, load_all, machines_dir
 from minipc.lab.ownership import dismiss_reapers, ensure_reaper, retire
@@ -234,6 +234,7 @@ def _remove(doomed: list[Machine], *, harvest: bool = False) -> None:
         if harvest:
             _harvest(machine)
         nspawn.kill(machine)
+        tunnel.remove_all(machine)
         debs.remove_layer(machine.name)
         shutil.rmtree(machine.directory)
     remaining = load_all()

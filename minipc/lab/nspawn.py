@@ -7,6 +7,7 @@ processes, and nothing to the controller's clock, sysctls, audit, kernel log or 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -142,6 +143,32 @@ def upper(machine: Machine) -> Path:
 def root(machine: Machine) -> Path:
     """The root of a running machine, seen from outside its mount namespace."""
     return _seen_from_outside(machine, "root")
+
+
+def console_command(machine: Machine, *argv: str) -> list[str]:
+    """The controller's command line that runs `argv` (or a shell) as root on the machine, without any network.
+
+    It stands for a person at the machine's own keyboard.
+
+    Raises:
+        MinipcError: the machine is not running.
+    """
+    for pid in cgroups.processes(machine.name):
+        numbers = re.search(r"^NSpid:\s+(.*)$", _status(pid), re.M)
+        # The machine's first process: number 1 in its own namespace, which is the innermost of three.
+        if numbers and len(numbers[1].split()) > 2 and numbers[1].split()[-1] == "1":
+            enter = ["nsenter", f"--target={pid}", "--user", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
+            path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
+            home = ["env", "-i", "-C", "/", path, "HOME=/root", f"TERM={os.environ.get('TERM', 'dumb')}"]
+            return [*enter, "--setuid=0", "--setgid=0", "--", *home, *(argv or ("bash", "-l"))]
+    raise MinipcError(f"{machine.name} is not running", f"minipc lab up {machine.name}")
+
+
+def _status(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return ""  # it ended while we looked
 
 
 def tail(log: Path, lines: int = 20) -> str:

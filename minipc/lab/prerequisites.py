@@ -24,6 +24,8 @@ PROGRAMS = {
     "ssh": "openssh-client",
     "systemd-nspawn": "systemd-container",
     "unshare": "util-linux",
+    "wg": "wireguard-tools",
+    "wireguard-go": "wireguard-go",  # for kernels without WireGuard
 }
 # Debian 13's archive keys; Debian 12 has them since 12.11 (debian-archive-keyring 2023.3+deb12u2).
 ARCHIVE_KEYS = {

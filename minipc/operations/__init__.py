@@ -3,6 +3,7 @@
 from minipc.operations.artifacts import push
 from minipc.operations.files import Absent, Content, Directory, File, Placed, SecretFile, place
 from minipc.operations.packages import HOLD_STARTS, install
+from minipc.operations.revert import arm, confirm
 from minipc.operations.systemd import unit, units
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "File",
     "Placed",
     "SecretFile",
+    "arm",
+    "confirm",
     "install",
     "place",
     "push",

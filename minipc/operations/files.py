@@ -28,6 +28,7 @@ from minipc.halt import stop
 from minipc.paths import ROOT
 
 STAGE = "/var/lib/minipc/stage"
+REVERT = "/usr/local/lib/minipc/revert"
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,18 @@ class Placed:
         return self.operation.did_change()
 
 
-def place(name: str, component: str, entries: Sequence[Entry], values: Mapping[str, Any] | None = None) -> Placed:
+def place(
+    name: str,
+    component: str,
+    entries: Sequence[Entry],
+    values: Mapping[str, Any] | None = None,
+    change: str = "",
+) -> Placed:
     """Has all entries on the machine, or changes none of the files when a check refuses one.
+
+    Args:
+        change: name of a change that has to be confirmed (`minipc.operations.revert`): the files that are replaced are
+            remembered first.
 
     A template that uses an undefined variable, or can't be rendered, ends the run before anything is changed.
     """
@@ -114,7 +125,7 @@ def place(name: str, component: str, entries: Sequence[Entry], values: Mapping[s
         stop(error)
     paths = tuple(entry.path for entry in rendered)
     announce(context.host, FileStates, paths)
-    return Placed(entries_present(name=name, entries=rendered), digest(rendered), paths)
+    return Placed(entries_present(name=name, entries=rendered, change=change), digest(rendered), paths)
 
 
 def render(component: str, entry: Entry, values: Mapping[str, Any]) -> Entry:
@@ -153,7 +164,9 @@ def digest(entries: Iterable[Entry]) -> str:
 
 
 @operation()
-def entries_present(entries: Sequence[Entry]) -> Generator[StringCommand | FileUploadCommand, None, None]:
+def entries_present(
+    entries: Sequence[Entry], change: str = ""
+) -> Generator[StringCommand | FileUploadCommand, None, None]:
     """Compares all entries in one fact, then uploads and installs what differs, atomically, file by file."""
     host = context.host
     states: dict[str, FileState] = host.get_fact(FileStates, paths=announced(host, FileStates))
@@ -171,7 +184,7 @@ def entries_present(entries: Sequence[Entry]) -> Generator[StringCommand | FileU
         # The stage is root's alone, so that the upload itself is never readable by others.
         yield StringCommand(f"install -d -m 700 {STAGE} {stage}")
         yield FileUploadCommand(io.BytesIO(_pack(files)), f"{stage}/files.tar")
-    yield StringCommand("sh", "-c", shlex.quote(_install_script(changed, stage)))
+    yield StringCommand("sh", "-c", shlex.quote(_install_script(changed, stage, change)))
 
 
 def _is_as_wanted(entry: Entry, state: FileState | None) -> bool:
@@ -218,7 +231,7 @@ def _pack(files: Sequence[File]) -> bytes:
     return buffer.getvalue()
 
 
-def _install_script(changed: Sequence[Entry], stage: str) -> str:
+def _install_script(changed: Sequence[Entry], stage: str, change: str = "") -> str:
     """Candidates beside their targets, all checks, then the renames: a refused check replaces nothing."""
     prepare, checks, renames, candidates = [], [], [], []
     number = 0
@@ -255,7 +268,9 @@ def _install_script(changed: Sequence[Entry], stage: str) -> str:
         ]
         # The content reaches the disk before its name does: a power cut leaves the old file or the new one.
         checks.append(f"sync -- {' '.join(candidates)}")
-    return "\n".join([*head, *prepare, *checks, *renames])
+    replaced = [shlex.quote(entry.path) for entry in changed if not isinstance(entry, Directory)]
+    keep = [f"{REVERT} keep {change} {' '.join(replaced)}"] if change and replaced else []
+    return "\n".join([*head, *prepare, *checks, *keep, *renames])
 
 
 def _show_diff(changed: Sequence[Entry], states: Mapping[str, FileState]) -> None:

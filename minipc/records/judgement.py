@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from minipc.errors import EXIT_COULD_NOT_VERIFY, EXIT_FAIL, EXIT_PASS
-from minipc.records.schema import Check, Draft, Name
+from minipc.records.schema import Check, Door, Draft, Name
 from minipc.verdicts import Verdict
 from minipc.wording import count, first_line, one_line, within
 
@@ -31,7 +31,7 @@ class Record(Draft):
 def conclude(draft: Draft) -> Record:
     """The record with the verdict that its parts add up to, and the reasons for it.
 
-    Any failed operation, check, data class, gate, phase or component is a fail; failing that, anything that
+    Any failed operation, check, data class, door, gate, phase or component is a fail; failing that, anything that
     could not be verified, or a rehearsal or rebuild in which no check passed, is could-not-verify.
     """
     verdict, reasons = _judgement(draft)
@@ -88,6 +88,7 @@ def _failures(draft: Draft) -> list[str]:
         for item in draft.data_classes
         if item.verdict == "fail"
     ]
+    reasons += _wrong_doors(draft.doors)
     reasons += [gate.reason for gate in draft.all_gates if gate.verdict == "fail"]
     reasons += [
         f"{component.name}: {component.reason}"
@@ -98,6 +99,12 @@ def _failures(draft: Draft) -> list[str]:
         if phase.verdict == "fail" and (phase.detail or not reasons):
             reasons.append(f"{phase.name}: {phase.detail or 'failed'}")
     return [one_line(reason) for reason in reasons]
+
+
+def _wrong_doors(doors: list[Door]) -> list[str]:
+    """One sentence for all of them: how many, and the first."""
+    wrong = [door for door in doors if not door.ok]
+    return [f"{count(len(wrong), 'door')} not as expected: {wrong[0].reason}"] if wrong else []
 
 
 def _failed_checks(checks: list[Check]) -> list[str]:

@@ -19,7 +19,7 @@ from pydantic import (
 from minipc.verdicts import Outcome, Verdict
 from minipc.wording import quantity
 
-Kind = Literal["rehearsal", "drill", "rebuild", "converge", "benchmark", "test-long"]
+Kind = Literal["rehearsal", "drill", "rebuild", "converge", "benchmark", "test-long", "separation"]
 
 
 def _utc(moment: datetime) -> datetime:
@@ -228,6 +228,31 @@ class DataClassResult(_Part):
     detail: str = ""
 
 
+class Door(_Part):
+    """A port of the machine as one side saw it, at one moment: `minipc prove separation`."""
+
+    moment: Name = Field(description="Such as `during a converge`, `after a reboot`.")
+    side: Literal["public", "operator", "vpn", "machine"]
+    families: str = Field(description="`IPv4`, `IPv6`, or both.")
+    port: Name = Field(description="Such as `22/tcp`, `51820/udp`, or words for many.")
+    what: Name = Field(description="What is behind it, or what was tried.")
+    expected: Name = Field(description="`open`, `silent`, …")
+    seen: Name
+    ok: bool
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.ok != (self.expected == self.seen):
+            raise ValueError(f"door {self.port}: expected {self.expected}, seen {self.seen}, ok {self.ok}")
+        return self
+
+    @property
+    def reason(self) -> str:
+        """One sentence on what is wrong."""
+        side = {"machine": "on the machine", "vpn": "through the VPN"}.get(self.side, f"from the {self.side} side")
+        return f"{self.port} ({self.what}) {side}, {self.moment}: expected {self.expected}, seen {self.seen}"
+
+
 class Artifact(_Part):
     """An upstream file that was used, or that could not be had."""
 
@@ -268,6 +293,7 @@ class Draft(_Span):
     )
     rpo_budget_seconds: NonNegativeFloat | None = None
     data_classes: list[DataClassResult] = []
+    doors: list[Door] = Field([], description="What each side reached; empty when that was not proven.")
     versions: dict[str, str] = Field({}, description="Package or program, and its version.")
     artifacts: list[Artifact] = []
 

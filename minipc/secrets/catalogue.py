@@ -41,6 +41,7 @@ def redis_password(user: str) -> str:
     return f"redis.password.{user}"
 
 
+VPN_KEY = "vpn.private_key"
 SENTRY_DSN = "sentry.dsn"
 DNS_TOKEN = "dns.cloudflare_token"  # noqa: S105 - a name
 
@@ -78,6 +79,10 @@ def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
             return [
                 Entry(redis_password(user), component, f"password of the Redis user {user}", "alphanumeric")
                 for user in names
+            ]
+        case "vpn":
+            return [
+                Entry(VPN_KEY, component, "the machine's end of the tunnel; peers know its public half", "wireguard")
             ]
         case "offsite":
             return [
@@ -121,6 +126,7 @@ def whole(settings: Settings) -> list[Entry]:
     told = {SLACK_URL: settings.alertmanager.slack, WATCHDOG_URL: settings.alertmanager.watchdog}
     alerts = [replace(entry, optional=not told[entry.name]) for entry in needed("alertmanager")]
     return [
+        *needed("vpn"),
         *needed("postgres", [role.name for role in settings.postgres.roles]),
         *needed("offsite"),
         *needed("backups"),

@@ -32,6 +32,7 @@ def test_its_record_is_valid_and_complete(rehearsal):
         "converge again",
         "plan",
         "verify",
+        "separation",
         "seal the bundle",
         "use and back up",
         "lose the machine",

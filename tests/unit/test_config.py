@@ -10,7 +10,17 @@ from minipc.errors import ConfigError
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJaZ0b2Yt7mJcRrHq3sQx3u2Tn0f7cVg5rJ1WwqkXo2b you@laptop"
 WORKLOAD = {"name": "workload", "owner": "workload"}
-VALID = {"host_operator_keys": [KEY]}
+VALID = {"host_operator_keys": [KEY], "vpn_peers": []}
+PEER = {
+    "name": "laptop",
+    "public_key": "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=",
+    "allowed_ips": ["10.99.0.2/32", "fd99:6d69:6e69::2/128"],
+}
+OTHER = {
+    "name": "phone",
+    "public_key": "3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08=",
+    "allowed_ips": ["10.99.0.3/32"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +45,55 @@ def values():
             "did you mean 'https://mirror.lan/debian'?",
         ),
         ("host_reboot_at", "04:30", "4:30", "string should match pattern"),
+        ("host_confirm_within_s", 20, 5, "nearest: 20"),
         ("host_sysctls", {"vm.x": "1"}, {"vm.x": 1}, "did you mean '1'?"),
         ("firewall_public_interfaces", ["eth0"], "eth0", "did you mean ['eth0']?"),
         ("firewall_operator_networks", ["10.1.0.0/16"], ["10.1.2.3/16"], "did you mean '10.1.0.0/16'?"),
-        ("firewall_operator_networks", ["fd00::/8"], [], "at least 1 item"),
+        ("firewall_operator_networks", ["fd00::/16"], [], "at least 1 item"),
         ("firewall_public_tcp", [80, 443], [80, 70000], "nearest: 65535"),
+        ("firewall_operator_access", "networks", "lan", "allowed: 'networks' or 'vpn'"),
+        ("firewall_public_udp", [443], ["443"], "did you mean 443?"),
+        ("firewall_pod_interfaces", [], ["cni/0"], "not a network interface name"),
+        ("firewall_pod_tcp", [6443], [0], "nearest: 1"),
+        ("firewall_client_new_per_s", 1, 0, "nearest: 1"),
+        ("firewall_client_connections", 1, 0, "nearest: 1"),
+        ("vpn_port", 51820, 0, "nearest: 1"),
+        ("vpn_endpoint", "vpn.example.org", "vpn.example.org:51820", "did you mean 'vpn.example.org'?"),
+        ("vpn_network", "10.99.0.0/24", "10.99.0.1/24", "did you mean '10.99.0.0/24'?"),
+        ("vpn_network", "10.98.0.0/30", "10.98.0.0/31", "no room for peers"),
+        ("vpn_network", "10.98.0.0/16", "192.168.0.0/16", "overlaps firewall_operator_networks 192.168.1.0/24"),
+        ("vpn_network_ipv6", "fd00::/64", "10.99.0.0/24", "is not an IPv6 network"),
+        ("vpn_keepalive_s", 0, -1, "nearest: 0"),
+        ("vpn_peers", [PEER], [PEER | {"name": "My Laptop"}], "string should match pattern"),
+        ("vpn_peers", [PEER], [PEER | {"public_key": "aGVsbG8="}], "not a WireGuard public key"),
+        ("vpn_peers", [PEER, OTHER], [PEER, OTHER | {"name": "laptop"}], "have the same name"),
+        ("vpn_peers", [PEER, OTHER], [PEER, OTHER | {"public_key": PEER["public_key"]}], "have the same public key"),
+        (
+            "vpn_peers",
+            [PEER, OTHER | {"allowed_ips": ["10.99.0.128/25"]}],
+            [PEER, OTHER | {"allowed_ips": ["10.99.0.0/29"]}],
+            "allowed_ips 10.99.0.0/29 of 'phone' overlaps 10.99.0.1/32 of the machine itself",
+        ),
+        (
+            "vpn_peers",
+            [PEER, OTHER],
+            [PEER, OTHER | {"allowed_ips": PEER["allowed_ips"]}],
+            "allowed_ips 10.99.0.2/32 of 'phone' overlaps 10.99.0.2/32 of 'laptop'",
+        ),
+        (
+            "vpn_peers",
+            [PEER | {"allowed_ips": ["10.99.0.2/32", "192.168.2.0/24"]}],
+            [PEER | {"allowed_ips": ["10.99.0.2/32", "192.168.0.0/16"]}],
+            "allowed_ips of 'laptop', 192.168.0.0/16, overlaps firewall_operator_networks 192.168.1.0/24",
+        ),
+        (
+            "vpn_peers",
+            [PEER],
+            [PEER | {"allowed_ips": ["0.0.0.0/0"]}],
+            "overlaps 10.99.0.1/32 of the machine itself",
+        ),
+        ("vpn_peers", [PEER], [PEER | {"allowed_ips": ["10.42.7.0/24"]}], "overlaps postgres_client_networks"),
+        ("vpn_peers", [PEER], [PEER | {"allowed_ips": ["10.88.0.0/24"]}], "overlaps host_service_address"),
         ("postgres_port", 5432, "5432", "did you mean 5432?"),
         ("postgres_shared_buffers_percent", 15, 99, "nearest: 90"),
         ("postgres_databases", [WORKLOAD | {"name": "a"}], [WORKLOAD | {"name": "a b"}], "did you mean 'ab'?"),
@@ -166,6 +220,12 @@ def test_settings_of_the_public_door_must_fit_each_other(values, given, told):
 def test_another_acme_server_and_http3_are_allowed(values):
     parse(values | {"edge_acme": "other", "edge_acme_url": "https://acme.lan/dir"})
     parse(values | {"edge_http3": True, "firewall_public_udp": [443]})
+
+
+def test_the_vpn_as_the_only_way_in_needs_somebody_who_can_use_it(values):
+    parse(values | {"firewall_operator_access": "vpn", "vpn_peers": [PEER]})
+    with pytest.raises(ConfigError, match=r"would lock everybody out; add one: `minipc vpn add NAME`"):
+        parse(values | {"firewall_operator_access": "vpn"})
 
 
 def test_a_broken_file_is_named(tmp_path):

@@ -13,12 +13,18 @@ from minipc.errors import ConfigError
 from minipc.paths import ROOT
 
 
+def _site() -> str:
+    return (ROOT / "deploys/site.py").read_text()
+
+
 def test_site_includes_every_component_in_order():
     included = re.findall(r'local\.include\("(.+)"\)', (ROOT / "deploys/site.py").read_text())
     assert included == [component.deploy for component in COMPONENTS]
-    _, _, rest = (ROOT / "deploys/site.py").read_text().partition('if "offsite" in host.groups:\n')
+    _, _, rest = _site().partition('if "offsite" in host.groups:\n')
     offsite, _, mini = rest.partition("else:\n")
-    for role, lines in (("offsite", offsite), ("mini", mini)):
+    # What only the mini PC has before the two part.
+    earlier = "".join(re.findall(r'if "offsite" not in host.groups:\n((?:    .+\n)+)', _site()))
+    for role, lines in (("offsite", offsite), ("mini", earlier + mini)):
         only = [component.deploy for component in COMPONENTS if component.roles == (role,)]
         assert re.findall(r'^    local\.include\("(.+)"\)', lines, re.M) == only
 
@@ -51,7 +57,9 @@ def test_every_operation_is_named_and_every_deploy_is_guarded(name):
     modules = {"apt", "server", "files", "systemd"}
     called = [(call, ast.unparse(call.func)) for call in calls]
     operations = [
-        call for call, name in called if name in {"install", "place", "unit", "units"} or name.split(".")[0] in modules
+        call
+        for call, name in called
+        if name in {"install", "place", "unit", "units", "arm", "confirm"} or name.split(".")[0] in modules
     ]
     assert operations or name == "release"
     for call in operations:

@@ -24,7 +24,7 @@ SECTIONS = ["Context", "Decision", "Consequences", "Alternatives rejected"]
 ONE_PAGE = 500  # words
 
 # Made by commands that the documents describe; some are in no clone.
-GENERATED = {"inventory/pins.json", "secrets/production.age"}
+GENERATED = {"inventory/pins.json", "inventory/vpn_peers.json", "secrets/production.age"}
 # The component that docs/howto/add-a-component.md makes up.
 EXAMPLE = "memcached"
 # Stand for a name in paths and commands.

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from minipc.config import load
 from minipc.errors import EXIT_REFUSED, RefusedError
 from minipc.facts.machine import Admission, MachineAdmission
 from minipc.guards import NEEDED_MB, admit, refuse_lockout
@@ -38,16 +39,44 @@ def test_any_other_is_refused_with_a_next_step(pinned, found, told):
 
 def test_what_the_machine_says_is_read():
     fact = MachineAdmission()
-    told = ["root", "13", " 7012M", "10.77.0.1", "id-1"]
-    assert fact.process(told) == Admission("id-1", "root", "13", 7012, "10.77.0.1")
+    told = ["root", "13", " 7012M", "10.77.0.1 22 operator0", "id-1"]
+    assert fact.process(told) == Admission("id-1", "root", "13", 7012, "10.77.0.1", 22, "operator0")
+    assert fact.process(["root", "13", "1M", "10.77.0.1 22"]) == Admission(None, "root", "13", 1, "10.77.0.1", 22)
     assert fact.process(["root", "", "12M", ""]) == Admission(None, "root", "", 12)
 
 
-def test_settings_that_would_lock_us_out_are_refused():
-    refuse_lockout("m", ["10.77.0.0/24", "fd77::/64"], "10.77.0.1")
-    refuse_lockout("m", ["10.77.0.0/24", "fd77::/64"], "fd77::1")
-    refuse_lockout("m", ["10.77.0.0/24"], "")  # not over SSH: a console
-    with pytest.raises(
-        RefusedError, match=r"you come from 192\.168\.1\.9, which is in none of firewall_operator_networks"
-    ):
-        refuse_lockout("m", ["10.77.0.0/24"], "192.168.1.9")
+@pytest.fixture(scope="module")
+def settings():
+    return load("lab", host_operator_keys=[], firewall_operator_networks=["10.77.0.0/24", "fd77::/64"])
+
+
+CAME = replace(OURS, client="10.77.0.1", port=22, interface="operator0")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        CAME,
+        replace(CAME, client="fd77::1"),
+        replace(CAME, client="10.99.0.2", interface="wg0"),
+        replace(CAME, client="fd99:6d69:6e69::2", interface="wg0"),
+        OURS,  # not over SSH: a console
+    ],
+)
+def test_settings_that_let_us_in_again_are_admitted(settings, found):
+    refuse_lockout("m", settings, found)
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (replace(CAME, client="192.168.1.9"), r"you come from 192\.168\.1\.9, .* none of firewall_operator_networks"),
+        (replace(CAME, port=2200), r"your SSH is on port 2200, which is not in firewall_operator_tcp \(22\)"),
+        (replace(CAME, interface="public0"), r"through public0, .* none of firewall_operator_interfaces \(operator0\)"),
+        (replace(CAME, interface=""), "an unknown interface"),
+    ],
+)
+def test_settings_that_would_lock_us_out_are_refused(settings, found, told):
+    with pytest.raises(RefusedError, match=told) as error:
+        refuse_lockout("m", settings, found)
+    assert "nothing was changed" in error.value.next_step

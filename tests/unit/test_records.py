@@ -449,6 +449,6 @@ def test_every_field_is_documented() -> None:
     documented = set(re.findall(r"`([a-z0-9_]+)`", text))
     models: set[type[BaseModel]] = {Record, Artifact}
     models |= {Check, Component, DataClassResult, Exercised, Gate, NotExercised, Operation, Phase}
-    models |= {records.Git, records.Controller, records.Target, records.Override}
+    models |= {records.Git, records.Controller, records.Target, records.Override, records.Door}
     fields = [f"{model.__name__}.{name}" for model in models for name in model.model_fields]
     assert [field for field in fields if field.split(".")[1] not in documented] == []

@@ -85,6 +85,14 @@ class Side:
         """Runs a program there."""
         return subprocess.run([*self.prefix, *argv], input=stdin, capture_output=True, text=True, timeout=timeout_s)
 
+    def reaches(self, port: int, within_s: float = 3) -> bool:
+        """Whether a TCP connection to the machine is accepted, sooner or later."""
+
+        def connects() -> bool:
+            return self.run("bash", "-c", f"timeout 2 bash -c '</dev/tcp/{self.ipv4}/{port}'").returncode == 0
+
+        return bool(eventually(connects, within_s))
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -131,6 +139,26 @@ def public(environment: str, target: Target) -> Side:
 @pytest.fixture(scope="session")
 def operator(environment: str, target: Target) -> Side:
     return _side("operator", environment, target)
+
+
+@pytest.fixture(scope="session")
+def tunnel(environment: str, target: Target, settings: Settings) -> Side:
+    """The machine as a peer of its VPN sees it."""
+    if target.role == "offsite":
+        not_exercised("the off-site machine has no VPN")
+    prefix: tuple[str, ...] = ()
+    if environment == "lab":
+        from minipc.lab import find
+        from minipc.lab import tunnel as lab_tunnel
+
+        machine = find(target.alias)
+        assert machine, f"{target.alias} is no lab machine"
+        lab_tunnel.up(machine)
+        prefix = ("ip", "netns", "exec", "operator")
+    side = Side("vpn", settings.vpn.address, settings.vpn.address_ipv6, prefix)
+    if not side.reaches(22, within_s=10) and environment != "lab":
+        not_exercised("this controller has no tunnel to the machine: minipc vpn add NAME, then wg-quick up FILE")
+    return side
 
 
 def _side(name: str, environment: str, target: Target) -> Side:

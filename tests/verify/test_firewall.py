@@ -6,6 +6,7 @@ import json
 import re
 import secrets as random
 import shlex
+import sys
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -114,22 +115,27 @@ def canary(disturb, forged):
 
 @pytest.fixture(scope="session")
 def pod(disturb, settings):
-    """A port that is forwarded to a network namespace on the machine, the way a NodePort is to a pod.
-
-    Its address, and how many packets our forward chain has dropped so far.
+    """A network namespace on the machine in the cluster's bridge, as a pod is, and a port forwarded to it as a NodePort
+    is. Its address. Where there is no cluster the bridge is made for it.
     """
     address, address6 = "10.42.255.2", "fd42::2"
+    bridge = settings.firewall.pod_interfaces[0]
+    there = disturb(f"ip link show {bridge} >/dev/null 2>&1 && echo yes || true")
+    undo = f"ip address delete 10.42.255.1/30 dev {bridge}" if there else f"ip link delete {bridge}"
     remove = f"systemctl stop {CANARY}-pod; ip link delete canary0; ip netns delete canary; nft delete table inet pod"
+    remove += f"; {undo}"
     disturb(f"({remove}) 2>/dev/null; true")
     port = f"tcp dport {NODE_PORT}"
     forward = f"{port} dnat ip to {address}:{POD_PORT}; {port} dnat ip6 to [{address6}]:{POD_PORT}"
     table = f"table inet pod {{ chain in {{ type nat hook prerouting priority dstnat; {forward}; }}; }}"
     disturb(f"""set -e
         ip netns add canary
+        ip link show {bridge} >/dev/null 2>&1 || ip link add {bridge} type bridge
         ip link add canary0 type veth peer name eth0 netns canary
-        ip address add 10.42.255.1/30 dev canary0
-        ip address add fd42::1/64 dev canary0 nodad
-        ip link set canary0 up
+        ip link set canary0 master {bridge} up
+        ip address add 10.42.255.1/30 dev {bridge}
+        ip address add fd42::1/64 dev {bridge} nodad
+        ip link set {bridge} up
         ip -n canary address add {address}/30 dev eth0
         ip -n canary address add {address6}/64 dev eth0 nodad
         ip -n canary link set eth0 up
@@ -146,17 +152,30 @@ def pod(disturb, settings):
 
 
 @pytest.fixture(scope="session")
-def scans(public, operator, environment, listeners, request):
+def scans(public, operator, environment, target, listeners, request):
     """Every address from every side, at once."""
     ports = set(range(1, 1025)) | NOTABLE | {port for _, port, _ in listeners}
     sides = [operator]
     if environment == "lab":
         ports.add(request.getfixturevalue("canary"))
-        sides.append(public)
+        sides += [public, *([request.getfixturevalue("tunnel")] if target.role == "mini" else [])]
     wanted = [(side, address) for side in sides for address in side.addresses]
     with ThreadPoolExecutor(len(wanted)) as pool:
         found = list(pool.map(lambda each: scan(*each, ports), wanted))
     return {(side.name, ":" in address): seen for (side, address), seen in zip(wanted, found, strict=True)}
+
+
+@pytest.fixture(scope="session")
+def udp_listeners(sh):
+    """Address, port and program of every UDP socket that hears others than the machine itself."""
+    found = []
+    for line in sh("ss -Hlunp").splitlines():
+        fields = line.split()
+        address, _, port = fields[3].rpartition(":")
+        program = fields[5].split('"')[1] if len(fields) > 5 else ""
+        if not address.strip("[]").startswith(("127.", "::1")):
+            found.append((address.strip("[]"), int(port), program))
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -191,8 +210,28 @@ def test_the_operator_reaches_the_open_ports_and_ssh_and_no_other(scans, operato
     if ipv6 and not operator.ipv6:
         not_exercised("the inventory knows no IPv6 address of the machine")
     seen = scans["operator", ipv6]
-    assert seen.open == {*settings.firewall.public_tcp, *settings.firewall.operator_tcp}
+    beside_the_vpn = settings.firewall.operator_tcp if settings.firewall.operator_access == "networks" else []
+    assert seen.open == {*settings.firewall.public_tcp, *beside_the_vpn}
     assert seen.others == {"filtered"}
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
+def test_a_peer_of_the_vpn_reaches_the_operators_ports_and_no_other(outside, scans, settings, listeners, ipv6):
+    if ("vpn", ipv6) not in scans:
+        not_exercised("the off-site machine has no VPN")
+    seen = scans["vpn", ipv6]
+    heard = {port for _, port, _ in listeners}
+    assert seen.open == set(settings.firewall.operator_tcp) & heard
+    assert seen.others <= {"filtered", "closed"}
+
+
+def test_udp_is_heard_by_those_who_should_only(udp_listeners, settings):
+    """Nobody can tell from outside: WireGuard is silent too. So: who listens at all."""
+    allowed = {(settings.vpn.port, ""), (settings.vpn.port, "wireguard-go"), (443, "caddy")}
+    allowed |= {(68, "systemd-network"), (546, "systemd-network"), (68, "dhclient"), (68, "dhcpcd"), (546, "dhcpcd")}
+    found = {(port, program) for _, port, program in udp_listeners if program != "python3"}  # the canary
+    # 8472: the cluster's own network between nodes; the rules close it to all sides.
+    assert found - allowed - {(8472, "")} == set()
 
 
 def test_no_datagram_gets_in(outside, operator, canary, disturb):
@@ -215,6 +254,22 @@ def test_a_port_forwarded_to_a_pod_does_not_answer_outside(outside, operator, po
         seen = list(pool.map(lambda each: scan(*each, {NODE_PORT}), tries))
     assert [each.open for each in seen] == [set()] * len(tries)
     assert dropped() - before >= len(tries), "the packets did not come as far as the forward chain: nothing was proven"
+
+
+def test_a_pod_reaches_the_database_and_the_cache_and_the_world_and_nothing_else(pod, disturb, settings, canary):
+    """By what answers: a listener on all of the machine's addresses doesn't."""
+
+    def answers(address: str, port: int) -> bool:
+        line = f"timeout 2 bash -c '</dev/tcp/{address}/{port}'"
+        return disturb(f"ip netns exec canary {line} 2>/dev/null && echo yes || true") == "yes"
+
+    at = settings.host.service_address
+    heard = disturb("ss -Hltn")
+    data = [port for port in (settings.postgres.port, settings.redis.port) if f"{at}:{port} " in heard]
+    if not data:
+        not_exercised("neither PostgreSQL nor Redis is on this machine")
+    assert all(answers(at, port) for port in data)
+    assert not any(answers(address, port) for address in (at, "10.42.255.1") for port in (22, canary))
 
 
 def test_a_borrowed_source_address_does_not_open_ssh(outside, forged, canary, disturb):
@@ -245,7 +300,7 @@ def test_what_is_not_allowed_is_dropped(ruleset):
 
 
 def test_the_rules_in_force_are_those_of_the_file(sh):
-    listing = "nft -s list table inet minipc"
+    listing = "nft -s -t list table inet minipc"
     assert sh(listing) == sh(f"unshare -n sh -c 'nft -f /etc/minipc/firewall.nft && {listing}'")
 
 
@@ -262,7 +317,7 @@ def test_debians_own_unit_never_flushes_the_rules(units):
 
 
 def others_and_ours(disturb) -> tuple[str, str]:
-    return disturb("nft -s list table inet canary"), disturb("nft -s list table inet minipc")
+    return disturb("nft -s list table inet canary"), disturb("nft -s -t list table inet minipc")
 
 
 @pytest.mark.parametrize("verb", ["reload", "restart"])
@@ -270,6 +325,50 @@ def test_other_programs_tables_survive(canary, disturb, verb):
     before = others_and_ours(disturb)
     disturb(f"systemctl {verb} minipc-firewall")
     assert others_and_ours(disturb) == before
+
+
+FLOOD = """
+import socket, sys, time
+address, port, number, pause = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+held = []
+for _ in range(number):
+    one = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    one.setblocking(False)
+    one.connect_ex((address, port))
+    held.append(one)
+    time.sleep(pause)
+time.sleep(0.5)
+def connected(one):
+    try:
+        return bool(one.getpeername())
+    except OSError:
+        return False
+print(sum(map(connected, held)))
+"""
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
+def test_a_client_that_connects_too_often_is_slowed_down_and_nobody_else(
+    outside, operator, canary, disturb, settings, ipv6
+):
+    door, burst = settings.firewall.public_tcp[-1], 2 * settings.firewall.client_new_per_s
+    got = outside.run(sys.executable, "-c", FLOOD, outside.addresses[ipv6], str(door), str(burst + 100), "0")
+    dropped = [count for _, count in packets(disturb, "chain inet minipc public")]
+    assert burst / 2 <= int(got.stdout) < burst + 100, got.stderr
+    assert dropped[1 if ipv6 else 0] > 0
+    assert operator.reaches(door)
+    disturb("systemctl reload minipc-firewall")  # forgets who did it: the checks to come are clients too
+
+
+def test_a_client_holds_no_more_connections_than_it_may(outside, operator, canary, disturb, settings):
+    door, most = settings.firewall.public_tcp[-1], settings.firewall.client_connections
+    pause = 1.5 / settings.firewall.client_new_per_s
+    got = outside.run(sys.executable, "-c", FLOOD, outside.ipv4, str(door), str(most + 40), str(pause), timeout_s=60)
+    dropped = [count for _, count in packets(disturb, "chain inet minipc public")]
+    assert int(got.stdout) == most, got.stderr
+    assert dropped[2] > 0
+    assert operator.reaches(door)
+    disturb("systemctl reload minipc-firewall")
 
 
 def test_a_stopped_firewall_stays_shut(outside, canary, disturb, settings):

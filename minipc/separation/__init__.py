@@ -1,0 +1,1 @@
+"""What each side of the machine reaches, seen from outside: scans, canaries that would answer, handshakes."""

@@ -1,0 +1,93 @@
+"""A place from which a machine is scanned, and what nmap sees from there."""
+
+from __future__ import annotations
+
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from minipc.errors import CouldNotVerifyError
+
+ALL_PORTS = 65535
+# Packets a second, at least: a firewall's silence would slow nmap down; the whole range takes ten seconds so.
+RATE = 12_000
+LIMIT_S = 240
+
+
+Place = Literal["public", "operator", "vpn"]
+
+
+@dataclass(frozen=True)
+class Viewpoint:
+    """A side, and the machine's addresses as seen from there.
+
+    Attributes:
+        addresses: by family, "IPv4" and "IPv6".
+        prefix: what a command is started with to run there.
+    """
+
+    side: Place
+    addresses: dict[str, str]
+    prefix: tuple[str, ...] = ()
+
+    def run(self, *argv: str, stdin: str = "", timeout_s: float = 20) -> subprocess.CompletedProcess[str]:
+        """Runs a program there."""
+        return subprocess.run([*self.prefix, *argv], input=stdin, capture_output=True, text=True, timeout=timeout_s)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What nmap saw: the open ports, and the states of all others ("filtered" is silence, "closed" an answer)."""
+
+    open: frozenset[int]
+    others: frozenset[str]
+
+    def state(self, port: int) -> str:
+        """In words: "open", "silent", or whatever else the ports that aren't open were."""
+        if port in self.open:
+            return "open"
+        return self.rest
+
+    @property
+    def rest(self) -> str:
+        """The same for the ports that are not open."""
+        return " or ".join(sorted({"filtered": "silent"}.get(state, state) for state in self.others)) or "not tried"
+
+
+def scan(view: Viewpoint, address: str, ports: Collection[int] | None) -> Scan:
+    """A SYN scan.
+
+    Args:
+        ports: None for all 65,535.
+
+    Raises:
+        CouldNotVerifyError: nmap failed, or saw nothing at all.
+    """
+    what = ",".join(map(str, sorted(ports))) if ports is not None else "-"
+    argv = ["nmap", "-Pn", "-n", "-sS", "-T4", "--max-retries", "1", "--min-rate", str(RATE), "--reason", "-oX", "-"]
+    argv += [*(["-6"] if ":" in address else []), f"-p{what}", address]
+    try:
+        done = view.run(*argv, timeout_s=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        raise CouldNotVerifyError(f"{view.side}: nmap did not end within {LIMIT_S} s") from None
+    if done.returncode:
+        raise CouldNotVerifyError(f"{view.side}: nmap failed: {done.stderr.strip()[-300:]}", "minipc doctor --install")
+    return parse(done.stdout)
+
+
+def parse(xml: str) -> Scan:
+    """What nmap's XML says. Raises CouldNotVerifyError when that is nothing."""
+    tree = ElementTree.fromstring(xml)  # noqa: S314 - nmap's own output
+    states: dict[int, str] = {}
+    for port in tree.iter("port"):
+        state = port.find("state")
+        if state is not None:
+            states[int(port.attrib["portid"])] = state.attrib["state"]
+    others = {each.attrib["state"] for each in tree.iter("extraports")}
+    others |= {state for state in states.values() if state != "open"}
+    opened = frozenset(port for port, state in states.items() if state == "open")
+    if not opened and not others:
+        raise CouldNotVerifyError("nmap saw no port at all", "is the machine's address right?")
+    return Scan(opened, frozenset(others))

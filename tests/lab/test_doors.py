@@ -1,0 +1,235 @@
+"""Locked out on purpose, and back in. The ways in: operator's network, VPN, console.
+
+A machine of its own with SSH, VPN and firewall. The controller is the client namespace `operator`: it stands on the
+operator's network, and has the tunnel.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minipc import lab
+from minipc.lab import tunnel
+from minipc.lab.inventory import entry, pin_lab_machine
+from minipc.paths import ROOT
+from minipc.secrets import Secret
+from minipc.secrets.generate import generate, wireguard_private_key
+from minipc.variables import LAB_VPN_VARIABLE
+from minipc.vpn.keys import public_key
+from playbooks.adopt import adopt
+from tests.lab.conftest import BIN, Done
+
+COMPONENTS = ("host", "vpn", "firewall")
+IN_OPERATOR = ("ip", "netns", "exec", "operator")
+# The shortest that is allowed: tests wait for it.
+WITHIN_S = 20
+RULES = "/etc/minipc/firewall.nft"
+
+
+class Site:
+    """The machine, and the ways to it."""
+
+    def __init__(self, machine: lab.Machine, folder: Path) -> None:
+        self.machine, self.folder = machine, folder
+        self.settings: dict[str, object] = {"host_confirm_within_s": WITHIN_S}
+
+    def command(self, *components: str, repository: Path = ROOT) -> list[str]:
+        (self.folder / "inventory").mkdir(exist_ok=True)
+        inventory = self.folder / "inventory" / "lab.py"
+        inventory.write_text(
+            "from minipc.lab.inventory import entry\nfrom minipc.lab.machine import find\n"
+            f"name, data = entry(find({self.machine.name!r}))\nlab = [(name, data | {self.settings!r})]\n"
+        )
+        files = [str(repository / f"deploys/{name}.py") for name in components or COMPONENTS]
+        return [*IN_OPERATOR, str(BIN / "pyinfra"), "-y", str(inventory), *files]
+
+    def start(self, *components: str, vpn: bool = False, repository: Path = ROOT) -> subprocess.Popen[str]:
+        """A converge, begun."""
+        return subprocess.Popen(
+            self.command(*components, repository=repository),
+            cwd=repository,
+            env=os.environ | {LAB_VPN_VARIABLE: "1" if vpn else "", "PYTHONPATH": str(repository)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def converge(self, *components: str, vpn: bool = False, repository: Path = ROOT) -> Done:
+        """A converge from the operator's network, or through the VPN."""
+        process = self.start(*components, vpn=vpn, repository=repository)
+        output, _ = process.communicate(timeout=300)
+        return Done(process.returncode, output)
+
+    def console(self, command: str) -> str:
+        """As typed at the machine's own keyboard."""
+        argv = lab.console_command(self.machine, "sh", "-c", command)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+
+    def answers(self, address: str) -> bool:
+        """Whether SSH lets the operator in there, by a login of its own."""
+        options = ["-o", "ControlPath=none", "-o", "ConnectTimeout=2", "-o", f"HostName={address}"]
+        options += ["-o", f"HostKeyAlias={self.machine.name}"]
+        argv = [*IN_OPERATOR, "ssh", "-F", str(lab.ssh_config_path()), *options, self.machine.name, "true"]
+        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=60).returncode == 0
+
+    @property
+    def by_network(self) -> bool:
+        return self.answers(self.machine.operator_ipv4)
+
+    @property
+    def by_vpn(self) -> bool:
+        return self.answers(tunnel.addresses(self.machine.index, 1)[0])
+
+
+@pytest.fixture(scope="module")
+def site(lab_ready, tmp_path_factory):
+    generate("lab")
+    with lab.machine(f"doors-{os.getpid()}") as machine:
+        adopt(entry(machine), machine.host_key_fingerprint, pin_lab_machine)
+        site = Site(machine, tmp_path_factory.mktemp("doors"))
+        done = site.converge()
+        assert done.code == 0, done.output
+        tunnel.up(machine)
+        yield site
+
+
+@pytest.fixture
+def broken(tmp_path) -> Callable[[str, str, str], Path]:
+    """The repository with a template that somebody has broken."""
+
+    def copy(template: str, old: str, new: str) -> Path:
+        listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True)
+        for name in filter(None, listed.stdout.split("\0")):
+            if (ROOT / name).is_file():
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, tmp_path / name)
+        path = tmp_path / "templates" / template
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        return tmp_path
+
+    return copy
+
+
+def wait_until(check: Callable[[], bool], within_s: float = WITHIN_S + 15) -> bool:
+    give_up_at = time.monotonic() + within_s
+    while not (true := check()) and time.monotonic() < give_up_at:
+        time.sleep(0.5)
+    return true
+
+
+LOCKOUTS = [
+    (
+        "firewall",
+        "firewall/rules.nft.j2",
+        "ports(firewall.operator_tcp) }} accept",
+        "ports(firewall.operator_tcp) }} drop",
+    ),
+    ("host", "host/sshd.conf.j2", "AllowUsers {{ host.operator_user }} root", "AllowUsers nobody"),
+]
+
+
+@pytest.mark.parametrize(("component", "template", "old", "new"), LOCKOUTS, ids=["firewall", "sshd"])
+def test_who_locks_themselves_out_is_back_within_a_minute(site, broken, component, template, old, new):
+    files = f"sha256sum {RULES} /etc/ssh/sshd_config.d/10-minipc.conf"
+    before = site.console(files)
+    done = site.converge(component, repository=broken(template, old, new))
+    assert done.code != 0
+    assert "no new connection confirmed it" in done.output, done.output
+    assert "takes it back" in done.output
+    assert wait_until(lambda: site.by_network), "nobody got in any more"
+    assert site.console(files) == before
+    again = site.converge()
+    assert again.code == 0, again.output
+    assert site.by_network
+    assert site.by_vpn
+
+
+def test_a_broken_tunnel_is_taken_back_by_who_came_through_it(site, broken):
+    stranger = public_key(Secret("vpn.stranger", wireguard_private_key()))
+    repository = broken("vpn/wg0.conf.j2", "{{ peer.public_key }}", stranger)
+    done = site.converge("vpn", vpn=True, repository=repository)
+    assert done.code != 0, done.output
+    assert wait_until(lambda: site.by_vpn)
+    assert site.converge("vpn", vpn=True).code == 0
+
+
+def test_a_controller_that_dies_confirms_nothing(site, broken):
+    _, template, old, new = LOCKOUTS[0]
+    process = site.start("firewall", repository=broken(template, old, new))
+    armed = "test -e /var/lib/minipc/revert/firewall/undo && echo yes || true"
+    assert wait_until(lambda: site.console(armed) == "yes", 60)
+    assert wait_until(lambda: not site.by_network, 10), "not locked out: nothing to be proven"
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert wait_until(lambda: site.by_network)
+
+
+def test_a_power_cut_before_the_confirmation_takes_it_back(site, broken):
+    """The clock is gone, the new files are there: nobody knows whether they let anybody in."""
+    _, template, old, new = LOCKOUTS[0]
+    process = site.start("firewall", repository=broken(template, old, new))
+    armed = "test -e /var/lib/minipc/revert/firewall/undo && echo yes || true"
+    assert wait_until(lambda: site.console(armed) == "yes", 60)
+    lab.power_off(site.machine)
+    process.kill()
+    process.communicate(timeout=30)
+    lab.start(site.machine)
+    assert site.by_network
+    assert wait_until(lambda: site.by_vpn), "the VPN comes up at boot"
+    assert site.converge().code == 0
+
+
+def test_closing_the_network_without_a_tunnel_fails_and_leaves_it_open(site):
+    tunnel.down(site.machine)
+    site.settings["firewall_operator_access"] = "vpn"
+    try:
+        done = site.converge()
+    finally:
+        site.settings["firewall_operator_access"] = "networks"
+        tunnel.up(site.machine)
+    assert done.code != 0
+    assert "is the tunnel up on this controller?" in done.output, done.output
+    assert wait_until(lambda: site.by_network)
+    assert site.converge().code == 0
+
+
+def test_from_the_network_to_the_vpn_and_back_from_the_console(site):
+    """The converge that arrives over the network ends with SSH in the VPN only; later ones go through it."""
+    site.settings["firewall_operator_access"] = "vpn"
+    try:
+        first = site.converge()
+        assert first.code == 0, first.output
+        assert not site.by_network
+        assert site.by_vpn
+        later = site.converge(vpn=True)
+        assert later.code == 0, later.output
+        assert "Grand total" in later.output
+        assert "Changed" not in later.output or " 0 " in later.output
+
+        # The tunnel is gone: to the machine's own screen.
+        tunnel.down(site.machine)
+        assert not site.by_vpn
+        assert "open to the operator's networks" in site.console("minipc-break-glass")
+        assert site.by_network
+        assert "minipc-break-glass.timer" in site.console("systemctl list-timers --no-legend")
+        site.console("minipc-break-glass close")
+        assert not site.by_network
+        site.console("minipc-break-glass")
+    finally:
+        site.settings["firewall_operator_access"] = "networks"
+        site.console("minipc-break-glass")
+        tunnel.up(site.machine)
+    mended = site.converge()
+    assert mended.code == 0, mended.output
+    assert site.by_network

@@ -1,0 +1,150 @@
+"""A change that nobody confirms is taken back: the program on the machine, and the operations that talk to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from minipc import ssh
+from minipc.operations import revert
+from minipc.operations.files import Content, Directory, _install_script
+from minipc.paths import ROOT
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """The program with its directories moved, a systemctl that only writes down what it is told, and two files."""
+    text = (ROOT / "templates/host/revert.sh").read_text()
+    for old, new in (
+        ("/var/lib/minipc/revert", tmp_path / "state"),
+        ("/run/minipc-revert.lock", tmp_path / "lock"),
+        ("/proc/sys/kernel/random/boot_id", tmp_path / "boot_id"),
+    ):
+        assert old in text
+        text = text.replace(old, str(new))
+    (tmp_path / "boot_id").write_text("first\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/systemctl").write_text(f"#!/bin/sh\necho $* >> {tmp_path}/told\n")
+    (tmp_path / "bin/systemctl").chmod(0o755)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/old").write_text("good")
+    (tmp_path / "etc/old").chmod(0o640)
+    (tmp_path / "revert").write_text(text)
+
+    def run(*argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        argv = ("sh", str(tmp_path / "revert"), *argv)
+        return subprocess.run(argv, env={"PATH": path}, capture_output=True, text=True, check=check)
+
+    def change() -> None:
+        run("keep", "x", str(tmp_path / "etc/old"), str(tmp_path / "etc/new"))
+        (tmp_path / "etc/old").unlink()  # as `mv` does: a file of its own
+        (tmp_path / "etc/old").write_text("bad")
+        (tmp_path / "etc/new").write_text("bad")
+
+    run.change = change
+    run.told = lambda: (tmp_path / "told").read_text() if (tmp_path / "told").exists() else ""
+    run.etc = tmp_path / "etc"
+    run.state = tmp_path / "state"
+    run.boot_id = tmp_path / "boot_id"
+    return run
+
+
+def good(machine) -> bool:
+    old, new = machine.etc / "old", machine.etc / "new"
+    return old.read_text() == "good" and old.stat().st_mode & 0o777 == 0o640 and not new.exists()
+
+
+def test_what_is_not_confirmed_is_as_it_was(machine):
+    machine.change()
+    machine("arm", "x", f"echo again > {machine.etc}/undone")
+    assert "restart minipc-revert@x.timer" in machine.told()
+    assert not good(machine)
+    machine("undo", "x")
+    assert good(machine)
+    assert (machine.etc / "undone").read_text() == "again\n"
+    late = machine("confirm", "x", check=False)
+    assert late.returncode == 1
+    assert "too late" in late.stderr
+
+
+def test_what_is_confirmed_stays(machine):
+    machine.change()
+    machine("arm", "x", "false")
+    machine("confirm", "x")
+    assert "stop minipc-revert@x.timer" in machine.told()
+    machine("undo", "x")
+    machine("boot")
+    assert not good(machine)
+    assert list(machine.state.iterdir()) == []
+
+
+def test_of_two_unconfirmed_changes_both_are_taken_back(machine):
+    machine.change()
+    machine.change()  # keeps what is bad already
+    machine("undo", "x")
+    assert good(machine)
+
+
+def test_after_a_power_cut_it_is_taken_back_before_anything_starts(machine):
+    machine.change()
+    machine("arm", "x", f"touch {machine.etc}/undone")
+    machine("boot")
+    assert not good(machine), "the same boot: a converge is at it"
+    machine.boot_id.write_text("second\n")
+    machine("boot")
+    assert good(machine)
+    assert not (machine.etc / "undone").exists(), "services have not started yet: they will read the files"
+    assert list(machine.state.iterdir()) == []
+
+
+def test_files_are_remembered_after_the_checks_and_before_the_first_is_replaced():
+    entries = [Directory("/etc/d"), Content(b"x", "/etc/d/a", check="true {path}"), Content(b"y", "/etc/d/b")]
+    lines = _install_script(entries, "/stage", "firewall").splitlines()
+    (keep,) = [line for line in lines if " keep " in line]
+    assert keep == "/usr/local/lib/minipc/revert keep firewall /etc/d/a /etc/d/b"
+    after = lines[lines.index(keep) + 1 :]
+    assert after
+    assert all(line.startswith("mv ") for line in after)
+    assert not any(" keep " in line for line in _install_script(entries, "/stage").splitlines())
+
+
+def test_without_a_change_nothing_is_run(monkeypatch):
+    monkeypatch.setattr(revert, "_is_pending", lambda change: False)
+    assert list(revert.armed._inner(change="x", undo="true")) == []
+    assert list(revert.confirmed._inner(change="x", within_s=60, address=None)) == []
+
+
+class Host:
+    name = "mini"
+    data = type("Data", (), {"dict": staticmethod(dict)})
+
+
+@pytest.mark.parametrize(("codes", "confirmed"), [([0], True), ([255, 255, 0], True), ([1], False)])
+def test_it_tries_again_while_there_is_no_connection(monkeypatch, tmp_path, codes, confirmed):
+    """But a machine that answers and refuses has taken the change back already."""
+    asked = []
+
+    def answer(argv, **_):
+        asked.append(argv)
+        return subprocess.CompletedProcess(argv, codes[len(asked) - 1], "", "no\n")
+
+    monkeypatch.setattr(ssh, "write_config", lambda entries: tmp_path / "config")
+    monkeypatch.setattr(revert.subprocess, "run", answer)
+    monkeypatch.setattr(revert, "PAUSE_S", 0)
+    assert revert._connect_and_confirm(None, Host(), "x", 60, "10.99.0.1") is confirmed
+    assert len(asked) == len(codes)
+    assert {"ControlPath=none", "HostName=10.99.0.1", "HostKeyAlias=mini"} <= set(asked[0]), "a connection of its own"
+
+
+def test_it_gives_up_before_the_machine_does(monkeypatch, tmp_path):
+    failed = subprocess.CompletedProcess([], ssh.FAILED, "", "Connection refused")
+    monkeypatch.setattr(ssh, "write_config", lambda entries: tmp_path / "config")
+    monkeypatch.setattr(revert.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(revert, "PAUSE_S", 0)
+    moments = iter(range(100))
+    monkeypatch.setattr(revert.time, "monotonic", lambda: next(moments))
+    assert revert._connect_and_confirm(None, Host(), "x", 20, None) is False
+    assert next(moments) <= 20

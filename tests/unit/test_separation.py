@@ -1,0 +1,110 @@
+"""What a side should reach, against what a scan saw."""
+
+from __future__ import annotations
+
+import pytest
+
+from minipc.config import load
+from minipc.errors import CouldNotVerifyError
+from minipc.records import Door
+from minipc.separation.doors import expected, judge
+from minipc.separation.scan import Scan, parse
+from playbooks.separation import _distinct
+
+CANARIES = {51999: "canary"}
+LISTENING = {22, 80, 443, 5432, 6379, 51999}
+SHUT = Scan(frozenset({80, 443}), frozenset({"filtered"}))
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return load("lab", host_operator_keys=[])
+
+
+def rows(settings, side, ipv4, ipv6=None, tried=65535):
+    scans = {"IPv4": ipv4, "IPv6": ipv6 or ipv4}
+    return {door.port: door for door in judge("at rest", side, scans, settings, LISTENING, CANARIES, tried)}
+
+
+def wrong(found):
+    return {door.port: door.seen for door in found.values() if not door.ok}
+
+
+def test_a_scan_is_read():
+    xml = """<nmaprun><host><ports><extraports state="filtered" count="9"/><port protocol="tcp" portid="443">
+    <state state="open" reason="syn-ack"/></port><port protocol="tcp" portid="22"><state state="closed"/></port></ports>
+    </host></nmaprun>"""
+    assert parse(xml) == Scan(frozenset({443}), frozenset({"filtered", "closed"}))
+    with pytest.raises(CouldNotVerifyError, match="no port at all"):
+        parse("<nmaprun></nmaprun>")
+
+
+def test_the_public_reaches_the_public_ports_and_no_other(settings):
+    found = rows(settings, "public", SHUT)
+    assert wrong(found) == {}
+    assert found["443/tcp"].expected == "open"
+    assert found["22/tcp"].expected == found["5432/tcp"].expected == found["51999/tcp"].expected == "silent"
+    assert found["443/tcp"].families == "IPv4 and IPv6"
+
+
+@pytest.mark.parametrize("port", [22, 5432, 51999])
+def test_an_open_port_is_told_with_its_family(settings, port):
+    leak = Scan(SHUT.open | {port}, SHUT.others)
+    assert wrong(rows(settings, "public", SHUT, leak)) == {f"{port}/tcp": "IPv4 silent, IPv6 open"}
+
+
+def test_a_port_that_nobody_thought_of_is_told(settings):
+    leak = Scan(SHUT.open | {4242}, SHUT.others)
+    (seen,) = wrong(rows(settings, "public", leak)).values()
+    assert seen == "open: 4242"
+
+
+def test_a_closed_port_is_not_silent(settings):
+    """An answer, even a refusal, says that there is a machine."""
+    assert wrong(rows(settings, "public", Scan(SHUT.open, frozenset({"filtered", "closed"}))))
+
+
+def test_a_missing_public_port_is_told(settings):
+    assert wrong(rows(settings, "public", Scan(frozenset({80}), SHUT.others))) == {"443/tcp": "silent"}
+
+
+def test_the_operators_ports_answer_the_operator(settings):
+    assert wrong(rows(settings, "operator", Scan(SHUT.open | {22}, SHUT.others))) == {}
+    assert wrong(rows(settings, "operator", SHUT)) == {"22/tcp": "silent"}
+    assert wrong(rows(settings, "vpn", Scan(frozenset({22}), SHUT.others))) == {}
+    assert set(wrong(rows(settings, "vpn", Scan(frozenset({22, 443, 6379}), SHUT.others)))) == {"443/tcp", "6379/tcp"}
+
+
+def test_with_the_vpn_as_the_only_way_in_the_networks_are_like_the_public(settings):
+    shut = settings.model_copy(update={"firewall": settings.firewall.model_copy(update={"operator_access": "vpn"})})
+    assert wrong(rows(shut, "operator", SHUT)) == {}
+    assert expected("vpn", 22, shut, LISTENING) == "open"
+
+
+def test_an_operators_port_without_a_listener_is_closed_and_not_silent(settings):
+    more = settings.model_copy(update={"firewall": settings.firewall.model_copy(update={"operator_tcp": [22, 6443]})})
+    assert wrong(rows(more, "vpn", Scan(frozenset({22}), frozenset({"filtered", "closed"})))) == {}
+
+
+def test_of_several_looks_a_wrong_one_stays():
+    def door(seen):
+        return Door(
+            moment="m", side="public", families="IPv4", port="22/tcp", what="SSH", expected="silent", seen=seen,
+            ok=seen == "silent",
+        )  # fmt: skip
+
+    assert _distinct([door("silent"), door("open"), door("silent")]) == [door("open")]
+
+
+def test_a_door_can_not_contradict_itself():
+    with pytest.raises(ValueError, match="expected silent, seen open, ok True"):
+        Door(
+            moment="m",
+            side="public",
+            families="IPv4",
+            port="22/tcp",
+            what="SSH",
+            expected="silent",
+            seen="open",
+            ok=True,
+        )

@@ -1,0 +1,144 @@
+"""Peers, their keys and their files."""
+
+from __future__ import annotations
+
+import stat
+
+import pytest
+from click.testing import CliRunner
+
+from minipc import inventory
+from minipc.config import load
+from minipc.errors import ConfigError, RefusedError, SecretError
+from minipc.lab import tunnel
+from minipc.secrets import Secret
+from minipc.vpn import cli
+from minipc.vpn.client import qr_code
+from minipc.vpn.keys import public_key
+from minipc.vpn.peers import free_addresses, read_peers, write_peers
+
+NETWORKS = ["10.99.0.0/29", "fd99::/64"]
+# Made by `wg genkey` and `wg pubkey`.
+PRIVATE, PUBLIC = "cIM3TXX+EhdOBG66gvkQ+Ju6xHrhOSevZ9H4tdENz2I=", "ELkw1XE9cpZsDfB9Av4qurcoyEw+XZ6qB8SoUIVTo1M="
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Production with a peers file and secrets of its own."""
+    peers = tmp_path / "peers.json"
+
+    def target(environment, alias=None):
+        data = {"vpn_peers": read_peers(peers), "edge_domain": "service.example.org", "host_operator_keys": []}
+        return inventory.Target("mini", data, load(environment, **data))
+
+    monkeypatch.setenv("MINIPC_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setattr(cli, "the_target", target)
+    monkeypatch.setattr(cli, "read_peers", lambda: read_peers(peers))
+    monkeypatch.setattr(cli, "write_peers", lambda changed: write_peers(changed, peers))
+    monkeypatch.setattr(cli, "load", lambda environment, names: {name: Secret(name, PRIVATE) for name in names})
+    return tmp_path
+
+
+def run(*argv):
+    return CliRunner().invoke(cli.vpn, list(argv), catch_exceptions=True)
+
+
+def test_the_public_key_is_wireguards():
+    assert public_key(Secret("vpn.x", PRIVATE)) == PUBLIC
+
+
+@pytest.mark.parametrize("value", ["no base64!", "aGVsbG8="])
+def test_another_value_is_no_key(value):
+    with pytest.raises(SecretError, match=r"vpn\.x is no WireGuard private key") as error:
+        public_key(Secret("vpn.x", value))
+    assert value not in str(error.value)
+
+
+def test_addresses_are_given_in_order_and_never_twice():
+    assert free_addresses(NETWORKS, []) == ["10.99.0.2/32", "fd99::2/128"]
+    assert free_addresses(NETWORKS, ["10.99.0.2/32", "fd99::3/128"]) == ["10.99.0.4/32", "fd99::4/128"]
+    with pytest.raises(ConfigError, match=r"no free address is left in 10\.99\.0\.0/29"):
+        free_addresses(NETWORKS, ["10.99.0.0/29"])
+
+
+def test_a_device_is_added(home):
+    done = run("add", "laptop")
+    assert done.exit_code == 0, done.output
+    path = home / "config/vpn/laptop.conf"
+    text = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert "Address = 10.99.0.2/32, fd99:6d69:6e69::2/128" in text
+    assert f"PublicKey = {PUBLIC}" in text
+    assert "Endpoint = service.example.org:51820" in text
+    assert "AllowedIPs = 10.99.0.1/32, fd99:6d69:6e69::1/128" in text, "nothing but the machine goes through it"
+    private = next(line.split(" = ")[1] for line in text.splitlines() if line.startswith("PrivateKey"))
+    (peer,) = read_peers(home / "peers.json")
+    assert peer["name"] == "laptop"
+    assert peer["public_key"] == public_key(Secret("vpn.x", private))
+    assert private not in done.output, "the key is in the file and in the QR code, not in words"
+    assert private not in (home / "peers.json").read_text()
+    assert "█" in done.output
+
+
+def test_a_name_is_given_once_and_a_file_never_overwritten(home):
+    assert run("add", "laptop", "--no-qr").exit_code == 0
+    again = run("add", "laptop")
+    assert isinstance(again.exception, ConfigError)
+    assert "have the same name" in str(again.exception)
+    occupied = home / "other.conf"
+    occupied.write_text("mine")
+    refused = run("add", "phone", "--output", str(occupied))
+    assert isinstance(refused.exception, RefusedError)
+    assert occupied.read_text() == "mine"
+    assert [peer["name"] for peer in read_peers(home / "peers.json")] == ["laptop"]
+
+
+def test_a_bad_name_changes_nothing(home):
+    done = run("add", "My Laptop")
+    assert isinstance(done.exception, ConfigError)
+    assert not (home / "peers.json").exists()
+    assert not list((home / "config").rglob("*.conf"))
+
+
+def test_devices_are_listed_and_revoked(home):
+    for name in ("laptop", "phone"):
+        assert run("add", name, "--no-qr").exit_code == 0
+    listed = run("list").output
+    assert "laptop" in listed
+    assert "10.99.0.3/32" in listed
+    assert "2 devices" in listed
+    done = run("revoke", "laptop")
+    assert "minipc apply vpn" in done.output
+    assert "1 devices" in run("list").output
+    # Its address is free again, its key is not known any more.
+    assert [peer["name"] for peer in read_peers(home / "peers.json")] == ["phone"]
+
+
+def test_revoking_a_stranger_names_those_there_are(home):
+    run("add", "laptop", "--no-qr")
+    done = run("revoke", "labtop")
+    assert "no device 'labtop'" in str(done.exception)
+    assert "there are: laptop" in str(done.exception)
+
+
+def test_a_damaged_list_is_named(tmp_path):
+    path = tmp_path / "peers.json"
+    path.write_text("{")
+    with pytest.raises(ConfigError, match=r"peers\.json is not what `minipc vpn add` writes"):
+        read_peers(path)
+
+
+def test_the_qr_code_holds_the_text():
+    import segno
+
+    assert qr_code("x") == qr_code("x") != qr_code("y")
+    assert segno.make("x", error="L", micro=False).version == 1
+
+
+def test_machines_of_the_lab_have_tunnels_of_their_own(monkeypatch):
+    monkeypatch.setattr(tunnel, "client_key", lambda: Secret("vpn.lab", PRIVATE))
+    for index in (0, 199):
+        settings = load("lab", **tunnel.settings_of(index, "198.51.100.10"))
+        assert settings.vpn.address == f"10.99.{index}.1" == tunnel.addresses(index, 1)[0]
+        assert settings.vpn.address_ipv6 == tunnel.addresses(index, 1)[1]
+        assert settings.vpn.peers[0].public_key == PUBLIC
