@@ -14,6 +14,7 @@ if "offsite" not in host.groups:
 local.include("deploys/firewall.py")
 if "offsite" in host.groups:
     local.include("deploys/offsite.py")
+    local.include("deploys/watcher.py")
 else:
     local.include("deploys/repositories.py")
     local.include("deploys/postgres.py")

@@ -123,6 +123,31 @@ offsite_copies_calendar = "00/6:15"
 # OPTIONAL. Days those copies are kept. 30: drills try each repository within two weeks, so damage is noticed in time.
 offsite_copies_days = 30
 
+# --- watcher: the service, seen from outside (docs/reference/watcher.md) -------------------------------------------
+# OPTIONAL. What is asked; None: https://, edge_domain and /api/health.
+watcher_url = None
+# OPTIONAL. Address that is asked instead of the one that the public name leads to; None: the name's, so that DNS is
+# watched, too.
+watcher_address = None
+# OPTIONAL. How often it asks, seconds.
+watcher_interval_s = 60
+# OPTIONAL. How long it waits for the answer, seconds.
+watcher_timeout_s = 10
+# OPTIONAL. After how many failures in a row it tells. 2: one lost packet wakes nobody.
+watcher_failures = 2
+# OPTIONAL. It tells again after this time, as long as it lasts, seconds.
+watcher_repeat_s = 21600
+# OPTIONAL. TCP port where it takes the machine's ping (TLS).
+watcher_ping_port = 8010
+# OPTIONAL. It shouts when no ping came for so long, seconds; None: none is expected. Alertmanager pings every 5 minutes
+# once alertmanager_watchdog is set.
+watcher_ping_grace_s = None
+# OPTIONAL. Who hears of it: "webhook" and "ntfy" (addresses are the secrets watcher.webhook_url, watcher.ntfy_url),
+# "email", "journal". Not a channel that depends on the machine. "journal" alone reaches nobody who doesn't look.
+watcher_channels = ["journal"]
+# REQUIRED with "email": a dict with server, port (STARTTLS), user, sender and to; the secret is watcher.email_password.
+watcher_email = None
+
 # --- backups: what brings the data back ----------------------------------------------------------------------------
 # OPTIONAL. The off-site machine's name in the inventory; None: backups stay on the mini PC and every report says so.
 backups_offsite = None

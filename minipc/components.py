@@ -72,6 +72,12 @@ COMPONENTS: tuple[Component, ...] = (
     ),
     Component("offsite", "the backups' home on another machine", needs=("host", "firewall"), roles=("offsite",)),
     Component(
+        "watcher",
+        "watches the service from outside, and tells by channels of its own",
+        needs=("host", "firewall"),
+        roles=("offsite",),
+    ),
+    Component(
         "repositories",
         "where backups are and how to read them: pgBackRest, restic",
         ("host",),

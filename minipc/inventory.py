@@ -67,7 +67,7 @@ def target(
 def offsite_machine(alias: str, address: str, *, group: Environment = "production", **data: Any) -> HostEntry:
     """The off-site machine, an entry as `target` makes it: its own host name, and open ports of its own."""
     values = group_data(group)
-    ports = [values["offsite_sftp_port"], values["offsite_rest_port"]]
+    ports = [values["offsite_sftp_port"], values["offsite_rest_port"], values["watcher_ping_port"]]
     own: dict[str, Any] = {
         "host_name": alias,
         "firewall_public_tcp": ports,

@@ -371,6 +371,39 @@ class SyslogNgSettings(Strict):
     buffer_mb: Annotated[int, Field(ge=16, le=65536)]
 
 
+class WatcherEmail(Strict):
+    """How mail is sent; the password is the secret `watcher.email_password`."""
+
+    server: Domain
+    port: Port
+    user: str
+    sender: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")]
+    to: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")]
+
+
+class WatcherSettings(Strict):
+    """The external monitor, on the off-site machine."""
+
+    url: TrustedUrl | None
+    address: Address | None
+    interval_s: Annotated[int, Field(ge=1, le=3600)]
+    timeout_s: Annotated[int, Field(ge=1, le=60)]
+    failures: Annotated[int, Field(ge=1, le=10)]
+    repeat_s: Seconds
+    ping_port: Port
+    ping_grace_s: Annotated[int, Field(ge=5)] | None
+    channels: Annotated[list[Literal["webhook", "ntfy", "email", "journal"]], Field(min_length=1)]
+    email: WatcherEmail | None
+
+    @model_validator(mode="after")
+    def _mail_needs_a_server(self) -> Self:
+        if "email" in self.channels and self.email is None:
+            raise ValueError("'email' in watcher_channels needs watcher_email")
+        if len(set(self.channels)) != len(self.channels):
+            raise ValueError("watcher_channels names a channel twice")
+        return self
+
+
 class BundleSettings(Strict):
     """The break-glass bundle."""
 
@@ -388,6 +421,7 @@ class Settings(Strict):
     firewall: FirewallSettings
     postgres: PostgresSettings
     offsite: OffsiteSettings
+    watcher: WatcherSettings
     backups: BackupsSettings
     redis: RedisSettings
     workload: WorkloadSettings

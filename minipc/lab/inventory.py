@@ -63,7 +63,7 @@ def entry(machine: Machine, **data: Any) -> HostEntry:
         # What the group says of the mini PC's name and ports is not the off-site machine's.
         data = {key: value for key, value in data.items() if key not in OFFSITES_OWN}
         # Reached where the public is, as an off-site machine would be.
-        data |= {"offsite_address": machine.public_ipv4}
+        data |= {"offsite_address": machine.public_ipv4, "watcher_address": _watched_by(machine.name)}
         return offsite_machine(
             machine.name, machine.ssh_host, group="lab", user="root", key=client_key(), pin=pin, **data
         )
@@ -84,6 +84,13 @@ def _offsite_of(name: str) -> str | None:
         if is_offsite(machine.name) and (name == served or name.startswith(f"{served}-")):
             return machine.name
     return None
+
+
+def _watched_by(offsite: str) -> str | None:
+    """Public address of the mini PC that an off-site machine belongs to: no DNS knows the lab's names."""
+    served = offsite.removeprefix(OFFSITE)
+    names = {machine.name: machine.public_ipv4 for machine in load_all()}
+    return names.get(served)
 
 
 def stand_in_data(group: str) -> dict[str, Any]:

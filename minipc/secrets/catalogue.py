@@ -54,6 +54,14 @@ GENERATION = (SFTP_KEY, REST_PASSWORD)
 """What the mini PC proves itself with to the off-site machine: new for each machine, which locks the old one out."""
 SFTP_HOST_KEY = "offsite.sftp_host_key"
 TLS_KEY = "offsite.tls_key"
+WATCHER_PING_TOKEN = "watcher.ping_token"  # noqa: S105 - its name
+WATCHER_ALIVE_URL = "watcher.alive_url"
+WATCHER_CHANNELS = {
+    "webhook": "watcher.webhook_url",
+    "ntfy": "watcher.ntfy_url",
+    "email": "watcher.email_password",
+}
+"""The secret of each channel that has one."""
 RESTIC_PASSWORD = "backups.restic_password"  # noqa: S105 - its name
 
 
@@ -67,7 +75,7 @@ def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
 
     Args:
         component: a name from `minipc.components`; one without secrets has none here.
-        names: what its secrets are named after: PostgreSQL roles, Redis users. Nothing for the others.
+        names: what its secrets are named after: PostgreSQL roles, Redis users, channels. Nothing for the others.
     """
     match component:
         case "postgres":
@@ -89,6 +97,16 @@ def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
                 Entry(SFTP_HOST_KEY, component, "how the off-site SFTP server proves itself", "ssh-key"),
                 Entry(TLS_KEY, component, "how the off-site restic server proves itself", "ssh-key"),
                 Entry(REST_PASSWORD, component, "the mini PC's password for the restic server", "alphanumeric"),
+            ]
+        case "watcher":
+            return [
+                Entry(WATCHER_PING_TOKEN, component, "by which the watcher knows the machine's ping", "alphanumeric"),
+                Entry(WATCHER_ALIVE_URL, component, "who is pinged while the watcher itself lives", None, True),
+                *(
+                    Entry(WATCHER_CHANNELS[kind], component, f"where the watcher tells: {kind}", None)
+                    for kind in names
+                    if kind in WATCHER_CHANNELS
+                ),
             ]
         case "backups":
             return [
@@ -134,4 +152,5 @@ def whole(settings: Settings) -> list[Entry]:
         *sentry,
         *dns,
         *alerts,
+        *needed("watcher", settings.watcher.channels),
     ]

@@ -88,7 +88,13 @@ def test_an_unknown_component_gets_the_nearest_one():
 def test_a_component_of_the_other_machine_is_refused():
     with pytest.raises(ConfigError, match="does not belong on this machine"):
         select(["postgres"], "offsite")
-    assert [component.name for component in select([], "offsite")] == ["host", "firewall", "offsite", "release"]
+    assert [component.name for component in select([], "offsite")] == [
+        "host",
+        "firewall",
+        "offsite",
+        "watcher",
+        "release",
+    ]
     assert "offsite" not in [component.name for component in select([])]
 
 

@@ -34,7 +34,11 @@ def test_every_machine_has_valid_settings_and_its_off_site_machine(group, monkey
     assert found == {"mini": "offsite-mini", "mini-2": "offsite-mini", "other": None}
     offsite = settings(hosts["offsite-mini"])
     assert offsite.host.name == "offsite-mini"
-    assert offsite.firewall.public_tcp == [offsite.offsite.sftp_port, offsite.offsite.rest_port]
+    assert offsite.firewall.public_tcp == [
+        offsite.offsite.sftp_port,
+        offsite.offsite.rest_port,
+        offsite.watcher.ping_port,
+    ]
 
 
 def test_standing_for_production_keeps_productions_values_but_those_the_lab_needs():

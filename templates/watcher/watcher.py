@@ -1,0 +1,319 @@
+#!/usr/bin/python3
+"""Watches the service from outside: asks its public address, and waits for the machine's ping. Tells when either fails.
+
+Written by minipc (templates/watcher/watcher.py). It runs on another machine and tells by channels of its own: whoever
+watches from the machine itself can't see its power, its provider or the public name fail.
+
+    watcher SETTINGS.json CHANNELS.json
+"""
+
+from __future__ import annotations
+
+import hmac
+import http.client
+import json
+import smtplib
+import socket
+import ssl
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass, field
+from email.message import EmailMessage
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+NOTIFY_TIMEOUT_S = 15
+# What could not be told is kept and told later; the oldest goes when there is too much of it.
+WAITING_MESSAGES = 50
+
+
+@dataclass
+class Trouble:
+    """Something that is watched.
+
+    Attributes:
+        failures: how often in a row it failed.
+        since: when the first of them was, epoch seconds; 0 when all is well.
+        told: when it was last told, epoch seconds; 0: not yet.
+        reason: of the last failure.
+    """
+
+    failures: int = 0
+    since: float = 0
+    told: float = 0
+    reason: str = ""
+
+
+@dataclass
+class State:
+    """What survives a restart."""
+
+    service: Trouble = field(default_factory=Trouble)
+    ping: Trouble = field(default_factory=Trouble)
+    pinged_at: float = 0
+    unwell: bool = False
+    waiting: list[dict[str, str]] = field(default_factory=list)
+
+
+def load_state(path: Path, now: float) -> State:
+    """What was known before; nothing when there is no file, or none that can be read."""
+    try:
+        found = json.loads(path.read_text())
+        troubles = {name: Trouble(**found.pop(name)) for name in ("service", "ping")}
+        return State(**troubles, **found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # The first ping has as much time as any other.
+        return State(pinged_at=now)
+
+
+def save_state(path: Path, state: State) -> None:
+    candidate = path.with_suffix(".new")
+    candidate.write_text(json.dumps(asdict(state)))
+    candidate.rename(path)
+
+
+class Connection(http.client.HTTPSConnection):
+    """HTTPS to an address that the name need not lead to."""
+
+    address: str | None = None
+
+    def connect(self) -> None:
+        raw = socket.create_connection((self.address or self.host, self.port), self.timeout)
+        self.sock = self._context.wrap_socket(raw, server_hostname=self.host)  # type: ignore[attr-defined]
+
+
+def probe(settings: dict[str, Any]) -> str:
+    """Why the public address doesn't answer 200; empty when it does. DNS, TLS and time count."""
+    parts = urlsplit(settings["url"])
+    host, path = parts.hostname or "", (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        context = ssl.create_default_context()
+        if not settings["verify_tls"]:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = Connection(host, parts.port or 443, timeout=settings["timeout_s"], context=context)
+        connection.address = settings["address"]
+    else:
+        connection = http.client.HTTPConnection(
+            settings["address"] or host, parts.port or 80, timeout=settings["timeout_s"]
+        )
+    try:
+        connection.request("GET", path, headers={"Host": parts.netloc, "User-Agent": "minipc-watcher"})
+        answer = connection.getresponse()
+        answer.read(65536)
+        return "" if answer.status == 200 else f"answers {answer.status}"
+    except (OSError, http.client.HTTPException) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        connection.close()
+
+
+class Watch:
+    """Decides what is told and when.
+
+    Args:
+        settings: url, address, verify_tls, interval_s, timeout_s, failures, ping_grace_s (None: no ping is expected),
+            repeat_s, name.
+        tell: sends a message by all channels; returns False when one of them failed.
+    """
+
+    def __init__(self, settings: dict[str, Any], state: State, tell: Any, clock: Any = time.time) -> None:
+        self.settings = settings
+        self.state = state
+        self.tell = tell
+        self.clock = clock
+        self.lock = threading.Lock()
+
+    def probed(self, reason: str) -> None:
+        """A probe is done; `reason` is empty when it went well."""
+        with self.lock:
+            self._judge(self.state.service, reason, self.settings["failures"], "the service", "does not answer")
+
+    def pinged(self) -> None:
+        """The machine has pinged."""
+        with self.lock:
+            self.state.pinged_at, self.state.unwell = self.clock(), False
+            self._look_at_ping()
+
+    def failed(self) -> None:
+        """The machine itself says that it is not well."""
+        with self.lock:
+            self.state.pinged_at, self.state.unwell = self.clock(), True
+            self._look_at_ping()
+
+    def look_at_ping(self) -> None:
+        """Whether the last ping is too long ago."""
+        with self.lock:
+            self._look_at_ping()
+
+    def _look_at_ping(self) -> None:
+        grace = self.settings["ping_grace_s"]
+        if grace is None:
+            return
+        silent = self.clock() - self.state.pinged_at
+        reason = "it says so itself" if self.state.unwell else ""
+        if silent > grace:
+            reason = f"no ping for {int(silent)} s, at most {grace} s are allowed"
+        self._judge(self.state.ping, reason, 1, "the machine's own monitoring", "is not well")
+
+    def _judge(self, trouble: Trouble, reason: str, enough: int, what: str, verb: str) -> None:
+        now = self.clock()
+        if not reason:
+            if trouble.told:
+                self._say("resolved", f"{what} is back after {_minutes(now - trouble.since)}")
+            trouble.failures, trouble.since, trouble.told, trouble.reason = 0, 0, 0, ""
+            return
+        trouble.failures += 1
+        trouble.since = trouble.since or now
+        trouble.reason = reason
+        due = not trouble.told or now - trouble.told >= self.settings["repeat_s"]
+        if trouble.failures >= enough and due:
+            trouble.told = now
+            self._say("firing", f"{what} {verb}: {reason}")
+
+    def _say(self, status: str, text: str) -> None:
+        message = {
+            "status": status,
+            "name": self.settings["name"],
+            "text": f"{'DOWN' if status == 'firing' else 'UP'} {self.settings['name']}: {text}",
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.clock())),
+            "from": socket.gethostname(),
+        }
+        self.state.waiting = [*self.state.waiting, message][-WAITING_MESSAGES:]
+
+    def deliver(self) -> None:
+        """Tells what waits, oldest first, and stops at the first that can't be told."""
+        while True:
+            with self.lock:
+                message = self.state.waiting[0] if self.state.waiting else None
+            if message is None or not self.tell(message):
+                return
+            with self.lock:
+                if self.state.waiting and self.state.waiting[0] is message:
+                    self.state.waiting.pop(0)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def tell(channels: list[dict[str, Any]], message: dict[str, str]) -> bool:
+    """Sends it by each channel; True when at least one took it: then somebody knows. The journal has it anyway."""
+    print(f"<{'2' if message['status'] == 'firing' else '5'}>{message['text']}", flush=True)
+    others = [channel for channel in channels if channel["kind"] != "journal"]
+    taken = 0
+    for channel in others:
+        try:
+            {"webhook": _webhook, "ntfy": _ntfy, "email": _email}[channel["kind"]](channel, message)
+            taken += 1
+        except (OSError, http.client.HTTPException, smtplib.SMTPException, ValueError) as error:
+            # Never its address: it is a secret.
+            print(f"<3>channel {channel['kind']} failed: {type(error).__name__}", flush=True)
+    return taken > 0 or not others
+
+
+def _post(url: str, body: bytes, headers: dict[str, str]) -> None:
+    headers = {"User-Agent": "minipc-watcher"} | headers
+    request = urllib.request.Request(url, data=body, headers=headers, method="POST")  # noqa: S310 - the operator's own
+    with urllib.request.urlopen(request, timeout=NOTIFY_TIMEOUT_S) as answer:  # noqa: S310
+        answer.read(65536)
+
+
+def _webhook(channel: dict[str, Any], message: dict[str, str]) -> None:
+    # Slack and its like read `text`.
+    _post(channel["url"], json.dumps(message).encode(), {"Content-Type": "application/json"})
+
+
+def _ntfy(channel: dict[str, Any], message: dict[str, str]) -> None:
+    firing = message["status"] == "firing"
+    headers = {"Title": message["name"], "Priority": "urgent" if firing else "default"}
+    _post(channel["url"], message["text"].encode(), headers | {"Tags": "rotating_light" if firing else "ok_hand"})
+
+
+def _email(channel: dict[str, Any], message: dict[str, str]) -> None:
+    mail = EmailMessage()
+    mail["From"], mail["To"], mail["Subject"] = channel["sender"], channel["to"], message["text"][:200]
+    mail.set_content(json.dumps(message, indent=1))
+    with smtplib.SMTP(channel["server"], channel["port"], timeout=NOTIFY_TIMEOUT_S) as server:
+        server.starttls(context=ssl.create_default_context())
+        if channel.get("password"):
+            server.login(channel["user"], channel["password"])
+        server.send_message(mail)
+
+
+def ping_server(watch: Watch, settings: dict[str, Any], token: str) -> ThreadingHTTPServer:
+    """Takes pings: GET, HEAD or POST of /ping/TOKEN, and /ping/TOKEN/fail, as healthchecks.io does."""
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+        server_version, sys_version = "watcher", ""
+
+        def answer(self) -> None:
+            length = min(int(self.headers.get("Content-Length") or 0), 1_000_000)
+            self.rfile.read(length)
+            good = hmac.compare_digest(self.path.split("?")[0].encode(), f"/ping/{token}".encode())
+            bad = hmac.compare_digest(self.path.split("?")[0].encode(), f"/ping/{token}/fail".encode())
+            if good:
+                watch.pinged()
+            elif bad:
+                watch.failed()
+            body = b"OK\n" if good or bad else b"not found\n"
+            self.send_response(200 if good or bad else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_HEAD = do_POST = answer  # noqa: N815 - the names that http.server calls
+
+        def log_message(self, *_: object) -> None:
+            # The path is the secret.
+            pass
+
+    server = ThreadingHTTPServer(("", settings["ping_port"]), Handler)
+    server.daemon_threads = True
+    if settings["tls"]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings["tls"]["certificate"], settings["tls"]["key"])
+        # Not in accept(): a client that says nothing must not keep the others out.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    return server
+
+
+def main() -> None:
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    secrets = json.loads(Path(sys.argv[2]).read_text())
+    path = Path(settings["state"])
+    watch = Watch(settings, load_state(path, time.time()), lambda message: tell(secrets["channels"], message))
+    if settings["ping_grace_s"] is not None:
+        server = ping_server(watch, settings, secrets["ping_token"])
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(f"watching {settings['url']} every {settings['interval_s']} s", flush=True)
+    while True:
+        began = time.monotonic()
+        watch.probed(probe(settings))
+        watch.look_at_ping()
+        watch.deliver()
+        with watch.lock:
+            save_state(path, watch.state)
+        if secrets.get("alive_url"):
+            _alive(secrets["alive_url"])
+        time.sleep(max(1.0, settings["interval_s"] - (time.monotonic() - began)))
+
+
+def _alive(url: str) -> None:
+    """Tells a third party that the watcher itself lives."""
+    try:
+        with urllib.request.urlopen(url, timeout=NOTIFY_TIMEOUT_S) as answer:  # noqa: S310 - the operator's own
+            answer.read(1024)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        print(f"<4>the watcher's own ping failed: {type(error).__name__}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""The external monitor: when it tells, what it tells, and that it tells later what it couldn't tell now."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+
+from minipc.paths import ROOT
+
+TOKEN = "a" * 32
+SETTINGS = {
+    "failures": 2,
+    "repeat_s": 3600,
+    "ping_grace_s": 600,
+    "name": "www.example.org",
+    "tls": None,
+    "ping_port": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def watcher():
+    spec = importlib.util.spec_from_file_location("watcher", ROOT / "templates/watcher/watcher.py")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up.
+    sys.modules["watcher"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["watcher"]
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Told:
+    """Takes messages, unless it is broken."""
+
+    def __init__(self):
+        self.texts = []
+        self.works = True
+
+    def __call__(self, message):
+        if self.works:
+            self.texts.append(message["text"])
+        return self.works
+
+
+@pytest.fixture
+def told():
+    return Told()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def watch(watcher, told, clock):
+    return watcher.Watch(SETTINGS, watcher.State(pinged_at=clock()), told, clock)
+
+
+def step(watch, clock, *reasons):
+    """A probe each minute, and what is told then."""
+    for reason in reasons:
+        watch.probed(reason)
+        watch.look_at_ping()
+        watch.deliver()
+        clock.now += 60
+
+
+def test_one_failure_is_silent_two_are_told_once_and_the_end_too(watch, clock, told):
+    step(watch, clock, "", "timed out", "", "timed out", "answers 503", "answers 503")
+    assert told.texts == ["DOWN www.example.org: the service does not answer: answers 503"]
+    step(watch, clock, "", "")
+    assert told.texts[1:] == ["UP www.example.org: the service is back after 3 min 0 s"]
+
+
+def test_what_lasts_is_told_again(watch, clock, told):
+    step(watch, clock, *["timed out"] * 64)
+    assert len([text for text in told.texts if "the service" in text]) == 2
+
+
+def test_a_ping_that_stops_is_shouted_and_resolves(watch, clock, told):
+    watch.pinged()
+    step(watch, clock, *[""] * 11)
+    assert told.texts == []
+    step(watch, clock, "")
+    assert told.texts == [
+        "DOWN www.example.org: the machine's own monitoring is not well: no ping for 660 s, at most 600 s are allowed"
+    ]
+    watch.pinged()
+    watch.deliver()
+    assert told.texts[1].startswith("UP www.example.org: the machine's own monitoring is back")
+
+
+def test_a_machine_that_never_pings_is_shouted_about(watch, clock, told):
+    step(watch, clock, *[""] * 12)
+    assert len(told.texts) == 1
+
+
+def test_a_machine_may_say_that_it_is_not_well(watch, clock, told):
+    watch.failed()
+    step(watch, clock, "", "")
+    assert [text.split(": ")[-1] for text in told.texts] == ["it says so itself"]
+    watch.pinged()
+    watch.deliver()
+    assert len(told.texts) == 2
+
+
+def test_no_ping_is_expected_unless_asked_for(watcher, told, clock):
+    watch = watcher.Watch(SETTINGS | {"ping_grace_s": None}, watcher.State(), told, clock)
+    step(watch, clock, *[""] * 30)
+    assert told.texts == []
+
+
+def test_what_could_not_be_told_is_told_later(watcher, watch, clock, told, tmp_path):
+    told.works = False
+    step(watch, clock, "timed out", "timed out", "")
+    assert told.texts == []
+    watcher.save_state(tmp_path / "state.json", watch.state)
+    told.works = True
+    again = watcher.Watch(SETTINGS, watcher.load_state(tmp_path / "state.json", clock()), told, clock)
+    again.deliver()
+    assert [text.split()[0] for text in told.texts] == ["DOWN", "UP"], "also after a restart, in order"
+
+
+def test_a_restart_tells_nothing_twice(watcher, watch, clock, told, tmp_path):
+    step(watch, clock, "timed out", "timed out")
+    watcher.save_state(tmp_path / "state.json", watch.state)
+    again = watcher.Watch(SETTINGS, watcher.load_state(tmp_path / "state.json", clock()), told, clock)
+    step(again, clock, "timed out")
+    assert len(told.texts) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"service": {}}', "null"])
+def test_a_broken_state_is_a_new_beginning(watcher, tmp_path, text):
+    (tmp_path / "state.json").write_text(text)
+    assert watcher.load_state(tmp_path / "state.json", 7.0) == watcher.State(pinged_at=7.0)
+
+
+@pytest.fixture
+def server(watcher, watch):
+    server = watcher.ping_server(watch, SETTINGS, TOKEN)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def ask(url, data=None):
+    try:
+        with urlopen(url, data=data, timeout=5) as answer:
+            return answer.status
+    except HTTPError as error:
+        return error.code
+
+
+def test_only_who_knows_the_token_pings(server, watch, clock):
+    clock.now += 500
+    for path in ("/", "/ping", "/ping/", f"/ping/{TOKEN[:-1]}", f"/ping/{TOKEN}x", "/ping/%61" + TOKEN[1:]):
+        assert ask(server + path) == 404
+        assert ask(server + path, b"{}") == 404
+    assert watch.state.pinged_at == 1000
+    assert ask(f"{server}/ping/{TOKEN}", b'{"alerts": []}') == 200
+    assert watch.state.pinged_at == 1500
+    assert not watch.state.unwell
+    assert ask(f"{server}/ping/{TOKEN}/fail") == 200
+    assert watch.state.unwell
+
+
+class Receiver(BaseHTTPRequestHandler):
+    status = 200
+    got: list[tuple[dict[str, str], bytes]] = []  # noqa: RUF012 - emptied by the fixture
+
+    def do_POST(self):
+        Receiver.got.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(Receiver.status)
+        self.end_headers()
+
+    def do_GET(self):
+        self.send_response(Receiver.status)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def receiver():
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    Receiver.status, Receiver.got = 200, []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/secret-path"
+    server.shutdown()
+    server.server_close()
+
+
+MESSAGE = {
+    "status": "firing",
+    "name": "www.example.org",
+    "text": "DOWN www.example.org: x",
+    "at": "now",
+    "from": "here",
+}
+
+
+def test_a_webhook_gets_json_and_ntfy_gets_text(watcher, receiver, capsys):
+    assert watcher.tell([{"kind": "webhook", "url": receiver}, {"kind": "ntfy", "url": receiver}], MESSAGE)
+    (_, hook), (headers, text) = Receiver.got
+    assert json.loads(hook)["text"] == MESSAGE["text"]
+    assert (text.decode(), headers["Priority"]) == (MESSAGE["text"], "urgent")
+    assert capsys.readouterr().out.startswith("<2>DOWN"), "critical in the journal"
+
+
+def test_a_channel_that_fails_is_named_but_not_its_address(watcher, receiver, capsys):
+    Receiver.status = 500
+    channels = [{"kind": "webhook", "url": receiver}, {"kind": "ntfy", "url": "http://127.0.0.1:9/secret"}]
+    assert not watcher.tell([*channels, {"kind": "journal"}], MESSAGE)
+    said = capsys.readouterr().out
+    assert "channel webhook failed: HTTPError" in said
+    assert "secret" not in said
+    assert watcher.tell([{"kind": "journal"}], MESSAGE), "the journal alone is enough where nothing else is configured"
+
+
+def test_a_probe_sees_status_and_refusal(watcher, receiver):
+    settings = {"url": receiver, "address": None, "timeout_s": 2, "verify_tls": True}
+    assert watcher.probe(settings) == ""
+    Receiver.status = 503
+    assert watcher.probe(settings) == "answers 503"
+    assert "refused" in watcher.probe(settings | {"url": "http://127.0.0.1:9/"})
+    assert "ValueError" not in watcher.probe(settings | {"url": "http://name.invalid/", "address": "127.0.0.1"})
+    assert watcher.probe(settings | {"url": "http://name.invalid/"}) != "", "DNS counts"
