@@ -27,4 +27,5 @@ else:
     local.include("deploys/prometheus.py")
     local.include("deploys/loki.py")
     local.include("deploys/syslog_ng.py")
+    local.include("deploys/grafana.py")
 local.include("deploys/release.py")

@@ -359,3 +359,13 @@ loki_memory_mb = 256
 syslog_ng_loki_url = None
 # OPTIONAL. Disk space for what Loki has not taken yet, MB. 512: a talkative day; then the journal keeps it.
 syslog_ng_buffer_mb = 512
+
+# --- grafana: dashboards (docs/reference/grafana.md) ---------------------------------------------------------------
+# OPTIONAL. Where it listens: loopback, reached through SSH (-L 3000:127.0.0.1:3000), or an operator-side address.
+grafana_address = "127.0.0.1"
+# OPTIONAL. TCP port.
+grafana_port = 3000
+# OPTIONAL. Loopback port where Prometheus answers.
+grafana_prometheus_port = 9090
+# OPTIONAL. Memory, MB; beyond it the machine takes its memory back, beyond the 1.5-fold it is restarted.
+grafana_memory_mb = 256

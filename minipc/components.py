@@ -116,6 +116,7 @@ COMPONENTS: tuple[Component, ...] = (
     ),
     Component("loki", "Loki: logs, searchable", needs=("host",), artifacts=("loki",)),
     Component("syslog_ng", "syslog-ng: logs of everything go to Loki", needs=("host",), artifacts=("loki",)),
+    Component("grafana", "Grafana: dashboards", needs=("host",), artifacts=("grafana",)),
     Component("release", "what runs here: commit, versions, when", ("host",), roles=BOTH),
 )
 

@@ -404,6 +404,15 @@ class WatcherSettings(Strict):
         return self
 
 
+class GrafanaSettings(Strict):
+    """Dashboards."""
+
+    address: Address
+    port: Port
+    prometheus_port: Port
+    memory_mb: Annotated[int, Field(ge=128)]
+
+
 class BundleSettings(Strict):
     """The break-glass bundle."""
 
@@ -431,6 +440,7 @@ class Settings(Strict):
     alertmanager: AlertmanagerSettings
     loki: LokiSettings
     syslog_ng: SyslogNgSettings
+    grafana: GrafanaSettings
 
     @model_validator(mode="after")
     def _http3_finds_its_port_open(self) -> Self:

@@ -54,6 +54,7 @@ GENERATION = (SFTP_KEY, REST_PASSWORD)
 """What the mini PC proves itself with to the off-site machine: new for each machine, which locks the old one out."""
 SFTP_HOST_KEY = "offsite.sftp_host_key"
 TLS_KEY = "offsite.tls_key"
+GRAFANA_PASSWORD = "grafana.admin_password"  # noqa: S105 - its name
 WATCHER_PING_TOKEN = "watcher.ping_token"  # noqa: S105 - its name
 WATCHER_ALIVE_URL = "watcher.alive_url"
 WATCHER_CHANNELS = {
@@ -98,6 +99,8 @@ def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
                 Entry(TLS_KEY, component, "how the off-site restic server proves itself", "ssh-key"),
                 Entry(REST_PASSWORD, component, "the mini PC's password for the restic server", "alphanumeric"),
             ]
+        case "grafana":
+            return [Entry(GRAFANA_PASSWORD, component, "password of Grafana's admin", "alphanumeric")]
         case "watcher":
             return [
                 Entry(WATCHER_PING_TOKEN, component, "by which the watcher knows the machine's ping", "alphanumeric"),
@@ -152,5 +155,6 @@ def whole(settings: Settings) -> list[Entry]:
         *sentry,
         *dns,
         *alerts,
+        *needed("grafana"),
         *needed("watcher", settings.watcher.channels),
     ]
