@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from minipc import lab
 from minipc.inventory import the_target
 from minipc.secrets import load
 from minipc.secrets.catalogue import WATCHER_PING_TOKEN
@@ -92,7 +93,8 @@ def ping(pair: Pair) -> None:
     target = the_target("lab", pair.offsite.name)
     token = load("lab", [WATCHER_PING_TOKEN])[WATCHER_PING_TOKEN].reveal()
     url = f"https://{pair.offsite.public_ipv4}:{target.settings.watcher.ping_port}/ping/{token}"
-    said = on(pair.mini, f'curl -sk --max-time 10 --config - <<\'END\'\nurl = "{url}"\ndata = "{{}}"\nEND')
+    argv = ["curl", "-sk", "--max-time", "10", "--retry", "10", "--retry-connrefused", "--retry-delay", "1"]
+    said = lab.run(pair.mini, [*argv, "--config", "-"], stdin=f'url = "{url}"\ndata = "{{}}"\n').stdout
     assert said.strip() == "OK", said
 
 
