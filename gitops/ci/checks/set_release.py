@@ -12,7 +12,7 @@ import re
 import sys
 
 TEMPLATE = """\
-# What runs: written as a whole by the CI of the default branch, or by `minipc release`; nothing else is in this file.
+# What runs: written as a whole by set_release.py, in the CI of the default branch; nothing else is in this file.
 apiVersion: kustomize.config.k8s.io/v1alpha1
 kind: Component
 images:
