@@ -31,7 +31,7 @@ from minipc.gitops.cluster import NAMESPACE, Cluster, Object, items, kubectl
 from minipc.gitops.drift import Drift
 from minipc.gitops.render import difference, render
 from minipc.gitops.repository import Commit, Repository
-from minipc.gitops.trace import answering, desired_state, trace
+from minipc.gitops.trace import Traced, answering, desired_state, trace
 from minipc.verdicts import SIGNS
 from minipc.wording import count, one_line
 
@@ -338,14 +338,16 @@ def show_trace(service: Service, what: str | None, domain: str, subject: Callabl
         say(f"answered by {pod}, request {request}")
     found = trace(service.cluster, pod)
     now = argocd.read(service.cluster)
-    for each in found:
-        sign = SIGNS["pass"] if each.as_stated else SIGNS["fail"] if each.runs else "…"
-        say(f"{sign} {each.pod}  {each.state} since {each.started}")
-        say(f"    commit   {each.commit[:12]}  {subject(each.commit)}".rstrip())
-        say(f"    image    {each.image}")
-        say(f"    digest   {each.digest}" + ("" if each.as_stated else f", but it runs {each.runs or 'nothing'}"))
-        if each.rollout:
-            say(f"    rollout  {each.rollout} of {each.component}" + ("" if each.current else ", being replaced"))
+    for origin, pods in _by_origin(found).items():
+        commit, image, digest, runs = origin
+        sign = SIGNS["pass"] if runs == digest else SIGNS["fail"] if runs else "…"
+        say(f"{sign} commit   {commit[:12]}  {subject(commit)}".rstrip())
+        say(f"  image    {image}")
+        say(f"  digest   {digest}" + ("" if runs == digest else f", but it runs {runs or 'nothing'}"))
+        for each in pods:
+            rollout = f", rollout {each.rollout} of {each.component}" if each.rollout else ""
+            replaced = "" if each.current else ", being replaced"
+            say(f"    {each.pod}  {each.state} since {each.started}{rollout}{replaced}")
     revision = desired_state(now, found)
     if revision:
         repository = service.repository
@@ -354,3 +356,11 @@ def show_trace(service: Service, what: str | None, domain: str, subject: Callabl
         say(f"  release set  {changed} ({changed.author})")
         say(f"  last sync    {now.operation} at {now.operation_started} by {now.operation_by}")
     return EXIT_FAIL if any(each.runs and not each.as_stated for each in found) else EXIT_PASS
+
+
+def _by_origin(found: Sequence[Traced]) -> dict[tuple[str, str, str, str], list[Traced]]:
+    """Pods of one release together: commit, image, digest as stated, digest as it runs."""
+    groups: dict[tuple[str, str, str, str], list[Traced]] = {}
+    for each in found:
+        groups.setdefault((each.commit, each.image, each.digest, each.runs), []).append(each)
+    return groups

@@ -61,7 +61,8 @@ def managed(application: Object) -> list[Object]:
 
 def fetch(resource: Object) -> Object | None:
     """The live object, None when it is gone."""
-    kind = f"{resource['kind']}.{resource['version']}.{resource.get('group', '')}".rstrip(".").lower()
+    group = resource.get("group")
+    kind = (f"{resource['kind']}.{resource['version']}.{group}" if group else resource["kind"]).lower()
     text = kubectl("get", kind, resource["name"], "-n", resource["namespace"], "-o", "json", "--ignore-not-found")
     return json.loads(text) if text.strip() else None
 

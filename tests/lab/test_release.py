@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from minipc import lab
+from minipc.gitops import application as argocd
+from minipc.gitops.cluster import SshCluster
 from minipc.gitops.repository import Repository, open_repository
 from minipc.inventory import the_target
 from minipc.paths import ROOT
@@ -85,7 +87,8 @@ def domain(cluster: lab.Machine) -> str:
 
 @pytest.fixture(scope="module")
 def repository(cluster: lab.Machine) -> Repository:
-    return open_repository(the_target("lab", cluster.name))
+    target = the_target("lab", cluster.name)
+    return open_repository(target, argocd.read(SshCluster(target)))
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,7 @@ def test_what_is_printed_goes_all_the_way_back(cluster, tmp_path):
     cluster.application = application(released)
     desk = Desk(remote, cluster, tmp_path)
     assert release.show_trace(desk.service, "api-1-a", "service.test", {COMMIT: "Faster screens"}.__getitem__) == 0
-    for part in (f"commit   {COMMIT[:12]}  Faster screens", DIGEST, "rollout  7 of api", released[:12], "someone"):
+    for part in (f"commit   {COMMIT[:12]}  Faster screens", DIGEST, "rollout 7 of api", released[:12], "someone"):
         assert part in desk.text, part
     cluster.objects["pods"] = [pod(runs=f"x@{OTHER}")]
     assert release.show_trace(desk.service, None, "service.test", lambda _: "") == 1
@@ -173,7 +173,7 @@ def answers(monkeypatch, drift, resources, objects, diff=""):
     def kubectl(*argv):
         if argv[1] == "applications.argoproj.io":
             return json.dumps({"status": {"resources": resources}})
-        assert argv[1] == "deployment.v1.apps"
+        assert argv[1] in ("deployment.v1.apps", "service")
         return json.dumps(objects[argv[2]]) if argv[2] in objects else ""
 
     monkeypatch.setattr(drift, "kubectl", kubectl)
@@ -185,6 +185,12 @@ diff -u -N /tmp/LIVE-1/apps.v1.Deployment.workload.api /tmp/MERGED-2/apps.v1.Dep
 -  replicas: 5
 +  replicas: 2
 """
+
+
+def test_an_object_of_the_core_group_is_found(monkeypatch, drift):
+    core = {"version": "v1", "kind": "Service", "namespace": "workload", "name": "api"}
+    answers(monkeypatch, drift, [core], {"api": live("api") | {"kind": "Service"}})
+    assert drift.compare("workload")["missing"] == []
 
 
 def test_no_drift(monkeypatch, drift):
