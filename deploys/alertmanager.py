@@ -9,7 +9,7 @@ from minipc.checks import load
 from minipc.checks.pace import paced
 from minipc.checks.rules import inhibitions
 from minipc.guards import config, not_exercised, secrets
-from minipc.operations import Directory, File, SecretFile, install, place, unit
+from minipc.operations import Absent, Directory, File, SecretFile, install, place, unit
 from minipc.secrets.catalogue import SLACK_URL, WATCHDOG_URL
 
 ETC = "/etc/prometheus/minipc"
@@ -49,6 +49,7 @@ def alertmanager() -> None:
                 SecretFile("", f"{ETC}/{key}_url", owner="prometheus", content=url.reveal().encode())
                 for key, url in urls.items()
             ),
+            *(Absent(f"{ETC}/{key}_url") for key in told if key not in urls),
             File("alertmanager.yml.j2", f"{ETC}/alertmanager.yml", check="amtool check-config {path}"),
         ],
         values=values,

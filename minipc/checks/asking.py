@@ -84,8 +84,11 @@ answers() {
     case $1:$body in fresh:*'"status":"stale"'*) echo 0 ;; *) echo 1 ;; esac
 }
 took() {
-    curl --silent --noproxy '*' --max-time "$PATIENCE" --output /dev/null --write-out '%{time_total}\n' \
-        --resolve "$DOMAIN:443:127.0.0.1" $TLS "https://$DOMAIN$2"
+    # The best of five: the other questions are asked at the same time.
+    for _ in 1 2 3 4 5; do
+        curl --silent --noproxy '*' --max-time "$PATIENCE" --output /dev/null --write-out '%{time_total}\n' \
+            --resolve "$DOMAIN:443:127.0.0.1" $TLS "https://$DOMAIN$2"
+    done | sort -n | head -1
 }
 query() {
     cd / && PGCONNECT_TIMEOUT=3 PGOPTIONS='-c statement_timeout=4000' timeout "$PATIENCE" \

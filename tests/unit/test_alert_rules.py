@@ -114,3 +114,17 @@ def test_the_file_is_yaml_with_a_header():
     text = dump(rules()).decode()
     assert text.startswith("# Written by minipc")
     assert len(yaml.safe_load(text)["groups"]) == 2
+
+
+def test_every_alert_has_measurements_that_make_it_fire_and_some_that_do_not():
+    from minipc.checks.components import rendered_rules
+    from minipc.checks.rules import ComponentAlert, parse
+    from tests.alert_cases import CASES, WEEK
+
+    wanted = {"checks": {check.alert for check in load().checks if check.alert}}
+    for component, text in rendered_rules().items():
+        rules = [rule for group in parse(component, text).groups for rule in group.rules]
+        wanted[component] = {rule.alert for rule in rules if isinstance(rule, ComponentAlert)} - {WEEK.alert}
+    assert {name: {case.alert for case in cases if case.bad} for name, cases in CASES.items()} == wanted
+    silent = {case.alert for cases in CASES.values() for case in cases if case.good}
+    assert {alert for alerts in wanted.values() for alert in alerts} - silent == {"Watchdog"}
