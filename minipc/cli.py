@@ -134,13 +134,25 @@ def verify(names: tuple[str, ...], smoke: bool, environment: Any, alias: str | N
 @click.option("--keep", is_flag=True, help="Leave the machine up and say how to reach it.")
 @click.option("--name", default="rehearsal", show_default=True, help="Name of the disposable machine.")
 @click.option("--strict", is_flag=True, help="Exit 4 when anything was NOT EXERCISED.")
-def rehearse(group: Any, backend: str, keep: bool, name: str, strict: bool) -> None:
+@click.option(
+    "--fault", "faults", multiple=True, metavar="NAME", help="Play a fault instead, or `all`; see --list-faults."
+)
+@click.option("--list-faults", is_flag=True, help="List the faults, and what is expected of each.")
+def rehearse(
+    group: Any, backend: str, keep: bool, name: str, strict: bool, faults: tuple[str, ...], list_faults: bool
+) -> None:
     """A blank disposable machine becomes the mini PC, is verified, timed, and thrown away."""
     from minipc.records import exit_code
+    from playbooks.faults import FAULTS, rehearse_faults
     from playbooks.rehearse import Options
     from playbooks.rehearse import rehearse as run
 
-    record, _, _ = run(Options(group=group, backend=backend, keep=keep, name=name))
+    if list_faults:
+        for fault in FAULTS:
+            click.echo(f"{fault.name:24} {'goes red' if fault.reason else 'survived':10} {fault.summary}")
+        return
+    options = Options(group=group, backend=backend, keep=keep, name=name)
+    record = rehearse_faults(faults, options) if faults else run(options)[0]
     sys.exit(exit_code(record, strict=strict))
 
 
@@ -293,7 +305,9 @@ def config(group: Any) -> None:
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice(["rehearsal", "drill", "rebuild", "converge", "separation"]), required=False)
+@click.argument(
+    "kind", type=click.Choice(["rehearsal", "drill", "rebuild", "converge", "separation", "faults"]), required=False
+)
 def history(kind: Any) -> None:
     """Show past runs, oldest first: verdict, time, RTO and RPO."""
     from minipc.display import console_for

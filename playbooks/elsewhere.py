@@ -43,6 +43,10 @@ class Stick:
     passphrase: str
     manifest: Manifest
 
+    def remove(self) -> None:
+        """The file and its folder."""
+        shutil.rmtree(self.file.parent, ignore_errors=True)
+
 
 def seal(environment: Environment) -> Stick:
     """A bundle of what there is now, with a passphrase of its own, outside the repository. Raises as `create`."""
@@ -115,18 +119,29 @@ class Elsewhere:
                 start_new_session=True,
             )
 
+    def rebuild(self, machine: lab.Machine, *, run: Path, log: Path, until: str = "") -> subprocess.Popen[bytes]:
+        """Starts the rebuild of a machine, as the runbook says it; `end` ends it."""
+        words = ["rebuild", "--inventory", "lab", "--target", machine.name]
+        words += ["--fingerprint", machine.host_key_fingerprint, *(["--until", until] if until else [])]
+        return self.start(*words, run=run.resolve(), log=log)
+
     def environment(self) -> dict[str, str]:
         """The variables of a process there."""
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         own = {"HOME": self.home, "TMPDIR": self.root / "tmp", "PYTHONPATH": self.clone}
         return kept | {name: str(path) for name, path in own.items()} | {"MINIPC_CACHE_DIR": str(paths.cache_dir())}
 
+    @property
+    def secrets(self) -> AgeStore:
+        """The secrets, as they are there."""
+        folder = self.state / "lab/secrets"
+        return AgeStore(folder / "lab.age", folder / "age.key")
+
     def hand_back(self, alias: str) -> None:
         """What the rebuild changed there, for whoever goes on here: the machine's new keys and its pin."""
-        secrets_dir = self.state / "lab/secrets"
-        if not (secrets_dir / "lab.age").exists():
+        if not self.secrets.path.exists():
             return  # the bundle was never opened
-        fresh = AgeStore(secrets_dir / "lab.age", secrets_dir / "age.key").read(GENERATION)
+        fresh = self.secrets.read(GENERATION)
         open_store("lab").set_many({name: secret.reveal() for name, secret in fresh.items()})
         pin = read_pins(self.state / "lab/pins.json").get(alias)
         if pin:

@@ -27,6 +27,7 @@ from minipc.converge import converge
 from minipc.display import print_summary, watch
 from minipc.dns.provider import Addresses, open_provider, wanted_records
 from minipc.errors import EXIT_FAIL, EXIT_PASS, CouldNotVerifyError, MinipcError, RefusedError
+from minipc.facts.postgres import RESTORE_UNFINISHED
 from minipc.inventory import Environment, HostEntry, Target, offsite_target, the_target
 from minipc.lab.inventory import pin_lab_machine
 from minipc.pins import write_pin
@@ -197,7 +198,9 @@ def begin(target: Target, replace: str, say: Callable[[str], None]) -> None:
     if on(target, f"[ ! -e {UNFINISHED} ] || echo there"):
         say("a rebuild of this machine was begun before: it goes on")
         return
-    found = on(target, f"[ ! -e {DATA}/PG_VERSION ] || {{ {SYSTEM_IDENTIFIER} || echo unknown; }}")
+    # What a restore that was cut off has left is no database.
+    there = f"[ -e {DATA}/PG_VERSION ] && [ ! -e {RESTORE_UNFINISHED} ]"
+    found = on(target, f"if {there}; then {SYSTEM_IDENTIFIER} || echo unknown; fi")
     if found and found != replace:
         typed = f"; --replace-database said {replace}" if replace else ""
         raise RefusedError(

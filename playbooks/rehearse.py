@@ -75,9 +75,9 @@ class Cast:
     options: Options
     machines: dict[str, lab.Machine] = field(default_factory=dict)
 
-    def boot(self, name: str) -> lab.Machine:
+    def boot(self, name: str, *, disk_gb: int = DISK_GB) -> lab.Machine:
         """A blank machine."""
-        self.machines[name] = lab.up(name, keep=self.options.keep, disk_gb=DISK_GB)
+        self.machines[name] = lab.up(name, keep=self.options.keep, disk_gb=disk_gb)
         return self.machines[name]
 
     def enrol(self, name: str) -> Target:
@@ -114,7 +114,7 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
     told = records.Target(backend=options.backend, name=options.name, os="", kernel="", cpus=0, memory_mb=0)
     runtime: Literal["k3s", "stand-in"] | None = None
     interrupted = False
-    with watch(run.events), _group(options.group), _sigterm_interrupts():
+    with watch(run.events), _group(options.group), sigterm_interrupts():
         try:
             with run.phase("prepare", "programs, base image, secrets"):
                 lab.ensure_prerequisites(install=True)
@@ -133,7 +133,7 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
         finally:
             cast.leave()
     if interrupted:
-        _say_interrupted(run)
+        say_interrupted(run)
     record = run.conclude(
         target=told,
         group=options.group,
@@ -150,7 +150,7 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
     return record, record_path, report_path
 
 
-def _say_interrupted(run: Run) -> None:
+def say_interrupted(run: Run) -> None:
     """The record of a run that was cut off can't be a pass, wherever it was."""
     phases = [event for event in read(run.events) if isinstance(event, PhaseEnd)]
     if not any(each.verdict != "pass" for each in phases):
@@ -159,7 +159,7 @@ def _say_interrupted(run: Run) -> None:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def sigterm_interrupts() -> Iterator[None]:
     """Whoever ends the process gets what Ctrl-C gives: machines removed, a record left."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -215,15 +215,12 @@ def _operations(run: Run) -> list[OperationEnd]:
 
 def _lose_and_rebuild(run: Run, cast: Cast, target: Target) -> None:
     """Users write, the machine is lost at a random moment, a blank one takes its place."""
-    list_file = run.directory / "acknowledged.jsonl"
-    ca_file = run.directory / "ca.crt"
-    ca_file.write_text(on(target, f"cat {CA_FILE}") + "\n", encoding="utf-8")
     name = cast.options.name
     with run.phase("seal the bundle", "for the day of the loss, kept off the box") as detail:
         stick = seal("lab")
         found = [item for item in stick.manifest.fingerprints.items if item.startswith("secret ")]
         detail(f"{count(len(found), 'secret')}, keys, inventory, pins")
-    with _users(run, cast.machines[name], target.settings.edge.domain, ca_file, list_file):
+    with users_at_work(run, cast.machines[name], target) as list_file:
         with run.phase("use and back up", "users keep writing") as detail:
             time.sleep(USE_S)
             outcomes = take(target)
@@ -238,13 +235,14 @@ def _lose_and_rebuild(run: Run, cast: Cast, target: Target) -> None:
             lost_at = time.time()
             detail(f"{len(read_acknowledged(list_file))} writes had been acknowledged")
     acknowledged = [each for each in read_acknowledged(list_file) if each.at <= lost_at]
+    promises = Promises(run.id, acknowledged, lost_at)
     with run.phase("boot again", "a blank machine in its place"):
         machine = cast.boot(f"{name}-2")
     try:
         _rebuild_elsewhere(run, cast, stick, machine)
         target = the_target("lab", machine.name)
         with run.phase("weigh", "what users were promised, against what came back") as detail:
-            _weigh(run, target, acknowledged, lost_at)
+            weigh(run, target, promises)
             detail("; ".join(f"{each.name}: {each.detail}" for each in run.data_classes))
             kept = _certificate(machine, target) == shown
             run.gates.append(
@@ -273,10 +271,7 @@ def _rebuild_elsewhere(run: Run, cast: Cast, stick: Stick, machine: lab.Machine)
             run.note(f"not in the commit, copied into the clone: {path}")
         if place.copied:
             run.not_exercised("a rebuild from the commit alone", f"{count(len(place.copied), 'file')} not committed")
-        words = ["rebuild", "--inventory", "lab", "--target", machine.name]
-        process = place.start(
-            *words, "--fingerprint", machine.host_key_fingerprint, run=run.directory.resolve(), log=run.log
-        )
+        process = place.rebuild(machine, run=run.directory, log=run.log)
         try:
             code = process.wait()
         except BaseException:
@@ -285,6 +280,7 @@ def _rebuild_elsewhere(run: Run, cast: Cast, stick: Stick, machine: lab.Machine)
         if code:
             raise PhaseFailedError(f"the rebuild ended with {code}")
     finally:
+        stick.remove()
         if place:
             place.hand_back(machine.name)
             place.remove()
@@ -312,39 +308,57 @@ def _certificate(machine: lab.Machine, target: Target) -> bytes:
 
 
 @contextmanager
-def _users(run: Run, machine: lab.Machine, domain: str, ca_file: Path, list_file: Path) -> Iterator[None]:
-    """Writes from the public side for as long as the block lasts."""
+def users_at_work(run: Run, machine: lab.Machine, target: Target) -> Iterator[Path]:
+    """Writes from the public side for as long as the block lasts; yields the list of those that were acknowledged."""
+    list_file = run.directory / "acknowledged.jsonl"
+    ca_file = run.directory / "ca.crt"
+    ca_file.write_text(on(target, f"cat {CA_FILE}") + "\n", encoding="utf-8")
     argv = ["ip", "netns", "exec", "public", sys.executable, "-m", "playbooks.users"]
-    argv += ["--address", machine.public_ipv4, "--domain", domain, "--ca", str(ca_file)]
+    argv += ["--address", machine.public_ipv4, "--domain", target.settings.edge.domain, "--ca", str(ca_file)]
     argv += ["--run", run.id, "--acknowledged", str(list_file)]
     with run.log.open("ab") as log:
         process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        yield
+        yield list_file
     finally:
         process.terminate()
         process.wait(timeout=30)
 
 
-def _weigh(run: Run, target: Target, acknowledged: list[Acknowledged], lost_at: float) -> None:
+@dataclass(frozen=True)
+class Promises:
+    """What users were promised until the machine was lost.
+
+    Attributes:
+        run: id of the run in which they wrote.
+        lost_at: moment of the loss, epoch seconds.
+    """
+
+    run: str
+    acknowledged: list[Acknowledged]
+    lost_at: float
+
+
+def weigh(run: Run, target: Target, promises: Promises) -> None:
     """What users were promised against what came back: what is lost must be the end, and no longer than the budget.
 
     Raises:
-        MinipcError: a write is missing although a later one of its class came back.
+        MinipcError: nothing came back.
     """
     found = {
-        MUST_RECOVER: _numbers(target, run, "SELECT user_id FROM notification_settings"),
-        EVIDENCE: _numbers(target, run, "SELECT user_id FROM app_events WHERE kind = 'rehearsal'"),
+        MUST_RECOVER: _numbers(target, promises.run, "SELECT user_id FROM notification_settings"),
+        EVIDENCE: _numbers(target, promises.run, "SELECT user_id FROM app_events WHERE kind = 'rehearsal'"),
     }
     came_back = []
+    results = []
     for data_class, numbers in found.items():
-        promised = [each for each in acknowledged if each.data_class == data_class]
+        promised = [each for each in promises.acknowledged if each.data_class == data_class]
         present = [each for each in promised if each.number in numbers]
         last = max((each.number for each in present), default=0)
         expected = [each for each in promised if each.number <= last]
         came_back += present
         holes = len(expected) - len(present)
-        run.data_classes.append(
+        results.append(
             DataClassResult(
                 name=data_class,
                 verdict="fail" if holes or not present else "pass",
@@ -353,16 +367,17 @@ def _weigh(run: Run, target: Target, acknowledged: list[Acknowledged], lost_at: 
                 detail=f"{len(promised)} acknowledged, {len(promised) - len(present)} lost, {holes} of them in between",
             )
         )
+    run.data_classes += results
     if not came_back:
         raise MinipcError("none of the users' writes came back", "look at the backups: `minipc verify backups`")
-    run.rpo_seconds = max(0.0, lost_at - max(each.at for each in came_back))
+    run.rpo_seconds = max(0.0, promises.lost_at - max(each.at for each in came_back))
     run.rpo_budget_seconds = target.settings.backups.rpo_budget_s
     # A short rehearsal can't fail 24 hours; this it can.
     bound = target.settings.backups.archive_timeout_s + ARCHIVE_GRACE_S
     run.gates.append(Gate.judge("RPO within archive_timeout", budget=bound, seen=run.rpo_seconds, unit="s"))
 
 
-def _numbers(target: Target, run: Run, sql: str) -> set[int]:
-    prefix = user_name(run.id, 0).removesuffix("0")
+def _numbers(target: Target, run: str, sql: str) -> set[int]:
+    prefix = user_name(run, 0).removesuffix("0")
     users = query(target, "workload", sql).splitlines()
     return {int(user.removeprefix(prefix)) for user in users if user.startswith(prefix)}

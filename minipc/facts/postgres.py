@@ -8,6 +8,8 @@ from typing import Any
 
 from pyinfra.api import FactBase
 
+RESTORE_UNFINISHED = "/var/lib/minipc/backups/restore-unfinished"
+
 _QUERY = """
 SELECT json_build_object(
   'recovering', pg_is_in_recovery(),
@@ -40,10 +42,13 @@ class PostgresAccess(FactBase[dict[str, Any]]):
 
 
 class PostgresCluster(FactBase[str | None]):
-    """Major version found in a cluster's data directory; None where there is no cluster."""
+    """Major version found in a cluster's data directory; None where there is no cluster, or one half restored."""
 
     def command(self, version: str, cluster: str) -> str:
-        return f"cat /var/lib/postgresql/{version}/{cluster}/PG_VERSION 2>/dev/null || true"
+        # A restore that was cut off has left some of the files: PG_VERSION among them, or not.
+        return (
+            f"[ -e {RESTORE_UNFINISHED} ] || cat /var/lib/postgresql/{version}/{cluster}/PG_VERSION 2>/dev/null || true"
+        )
 
     def process(self, output: list[str]) -> str | None:
         return output[0].strip() or None

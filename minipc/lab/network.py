@@ -27,6 +27,10 @@ RUN_DIR = Path("/run/minipc-lab")
 RECORD = RUN_DIR / "network.json"  # gone after a reboot of the controller, as is all that it tells of
 TABLE = "minipc_lab"
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+# Counted for all machines together; each takes about ten, and its systemd gives up without one. The kernel's 128 are
+# too few for a dozen machines.
+INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
+NEEDED_INOTIFY_INSTANCES = 1024
 CLIENT_INTERFACE = "lab0"
 CABLE_PATTERN = re.compile(r"lab\d+-(public|operator)")
 
@@ -89,7 +93,11 @@ def ensure(nameservers: Iterable[str], web_ports: Iterable[int]) -> None:
     """
     if not RECORD.exists():
         _refuse_collisions()
-        record = {"ip_forward": IP_FORWARD.read_text().strip(), "state_dir": str(state_dir())}
+        record = {
+            "ip_forward": IP_FORWARD.read_text().strip(),
+            "inotify_instances": INOTIFY_INSTANCES.read_text().strip(),
+            "state_dir": str(state_dir()),
+        }
         temporary = RECORD.with_suffix(".new")
         temporary.write_text(json.dumps(record))
         temporary.rename(RECORD)
@@ -98,6 +106,8 @@ def ensure(nameservers: Iterable[str], web_ports: Iterable[int]) -> None:
         _ensure_bridge(side)
         _ensure_client(side)
     IP_FORWARD.write_text("1")
+    if int(INOTIFY_INSTANCES.read_text()) < NEEDED_INOTIFY_INSTANCES:
+        INOTIFY_INSTANCES.write_text(str(NEEDED_INOTIFY_INSTANCES))
 
 
 def release() -> None:
@@ -115,6 +125,8 @@ def release() -> None:
         call("nft", "delete", "table", "inet", TABLE)
     if RECORD.exists() and not _forwarded_before():
         IP_FORWARD.write_text("0")
+    if RECORD.exists() and (before := _record().get("inotify_instances")):
+        INOTIFY_INSTANCES.write_text(before)
     RECORD.unlink(missing_ok=True)
 
 

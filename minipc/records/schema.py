@@ -19,7 +19,7 @@ from pydantic import (
 from minipc.verdicts import Outcome, Verdict
 from minipc.wording import quantity
 
-Kind = Literal["rehearsal", "drill", "rebuild", "converge", "benchmark", "test-long", "separation"]
+Kind = Literal["rehearsal", "drill", "rebuild", "converge", "benchmark", "test-long", "separation", "fault", "faults"]
 
 
 def _utc(moment: datetime) -> datetime:

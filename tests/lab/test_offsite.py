@@ -27,7 +27,10 @@ SFTP = (
 def wiped(pair):
     """The rows that were written before, and what is left after everything that can be deleted was deleted."""
     mini, offsite = pair.mini, pair.offsite
-    on(mini, f"{SQL} -c 'CREATE TABLE precious AS SELECT generate_series(1, 3) AS n'")
+    on(
+        mini,
+        f"{SQL} -c 'DROP TABLE IF EXISTS precious' -c 'CREATE TABLE precious AS SELECT generate_series(1, 3) AS n'",
+    )
     done = run("minipc", "backup", "now", "--inventory", "lab", "--host", mini.name, timeout_s=200)
     assert done.code == 0, done.output
     on(mini, f"{PGBACKREST} check", timeout_s=180)

@@ -103,7 +103,8 @@ def test_a_restore_that_was_cut_off_begins_anew(site, lost):
     assert refused.code != 0
     assert "is not empty; it is never overwritten" in refused.output, "without the mark it could be anybody's"
 
-    on(site, "touch /var/lib/minipc/backups/restore-unfinished")
+    # What pgBackRest had restored first may look like a database.
+    on(site, f"echo 17 > {DATA}/PG_VERSION; touch /var/lib/minipc/backups/restore-unfinished")
     assert converge(site, "postgres", options=RESTORE).code == 0
     assert on(site, USERS) == lost
     assert on(site, "ls /var/lib/minipc/backups/restore-unfinished 2>/dev/null || true") == ""

@@ -371,6 +371,51 @@ def test_a_repository_that_was_never_made_has_nothing(restore_state, common, mon
     assert restore_state.main(["/d"]) == 0
 
 
+# --- drill: recovery -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recovery(drill, monkeypatch, tmp_path):
+    """A scratch cluster of which a test says, look by look, whether its pid file is there and it takes writes."""
+    monkeypatch.setattr(drill, "SCRATCH", tmp_path / "scratch")
+    (tmp_path / "scratch/data").mkdir(parents=True)
+    monkeypatch.setattr(drill, "control_data", lambda *_: dict.fromkeys(drill.MINIMUMS, "1"))
+    monkeypatch.setattr(drill, "as_postgres", lambda *_, **__: "")
+    clock = iter(range(0, 10_000, 5))
+    monkeypatch.setattr(drill.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(drill.time, "sleep", lambda _: None)
+    pid = tmp_path / "scratch/data/postmaster.pid"
+
+    def run(*looks):
+        states = iter(looks)
+        subject = drill.Drill.__new__(drill.Drill)
+        subject.own = {"bin": "/bin", "port": 5433}
+
+        def promoted():
+            there, done = next(states)
+            pid.touch() if there else pid.unlink(missing_ok=True)
+            return done
+
+        subject._promoted = promoted
+        subject.recover()
+
+    return run
+
+
+def test_a_server_that_is_slow_to_start_is_waited_for(recovery):
+    recovery((False, False), (False, False), (True, False), (True, True))
+
+
+def test_a_server_that_ends_is_told_at_once(recovery, drill):
+    with pytest.raises(drill.FailedError, match="does not recover"):
+        recovery((True, False), (False, False))
+
+
+def test_a_server_that_never_starts_is_not_waited_for_long(recovery, drill):
+    with pytest.raises(drill.FailedError, match="does not recover"):
+        recovery(*[(False, False)] * 20)
+
+
 # --- restore --------------------------------------------------------------------------------------------------------
 
 CONFIG = {"stanza": "main", "repos": [1, 2]}
