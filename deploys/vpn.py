@@ -10,9 +10,10 @@ from pyinfra.api import deploy
 
 from minipc.facts.machine import WireguardInKernel
 from minipc.guards import config, secrets
-from minipc.operations import Directory, File, SecretFile, arm, confirm, install, place, unit
+from minipc.operations import Directory, File, SecretFile, arm, confirm, install, place, unit, units
 from minipc.secrets.catalogue import VPN_KEY
 
+SYSTEMD = "/etc/systemd/system"
 ETC = "/etc/minipc/vpn"
 CONF = f"{ETC}/wg0.conf"
 UNDO = f"if [ -e {CONF} ]; then systemctl restart minipc-vpn; else systemctl stop minipc-vpn; fi"
@@ -34,7 +35,7 @@ def vpn() -> None:
     service = place(
         name="configure the unit",
         component="vpn",
-        entries=[File("minipc-vpn.service.j2", "/etc/systemd/system/minipc-vpn.service")],
+        entries=[File("minipc-vpn.service.j2", f"{SYSTEMD}/minipc-vpn.service")],
         values={"in_kernel": in_kernel},
     )
     device = place(
@@ -52,10 +53,24 @@ def vpn() -> None:
         change="vpn",
     )
 
+    services = settings.vpn.services
+    doors = place(
+        name="configure the ways to services on loopback",
+        component="vpn",
+        entries=[
+            File(f"door.{kind}.j2", f"{SYSTEMD}/minipc-door-{name}.{kind}", values={"name": name, "port": port})
+            for name, port in services.items()
+            for kind in ("socket", "service")
+        ],
+        values={"vpn": settings.vpn},
+    )
+
     # activate
     arm(name="arm the automatic revert", change="vpn", undo=UNDO)
     unit(name="bring up the tunnel", unit="minipc-vpn.service", restart_on=[service, device], reload_on=[peers])
     confirm(name="confirm over a new connection", change="vpn", within_s=settings.host.confirm_within_s)
+    sockets = [f"minipc-door-{name}.socket" for name in services]
+    units(name="listen for who comes through it", units=sockets, restart_on=[doors])
 
 
 vpn()

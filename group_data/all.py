@@ -59,6 +59,8 @@ vpn_network = "10.99.0.0/24"
 vpn_network_ipv6 = "fd99:6d69:6e69::/64"
 # OPTIONAL. Peers send a packet after so many quiet seconds, so that a router between keeps the way open; 0: never.
 vpn_keepalive_s = 25
+# OPTIONAL. What listens on loopback only and answers through the VPN, at the same port: name -> TCP port.
+vpn_services = {"prometheus": 9090, "alertmanager": 9093}
 # OPTIONAL. Who may connect: name, public_key, allowed_ips. `minipc vpn add NAME` keeps the list of production.py.
 vpn_peers = []
 

@@ -25,6 +25,7 @@ from minipc.config.types import (
     Seconds,
     SqlName,
     SshPublicKey,
+    UnitName,
     Url,
     UserName,
     WireguardKey,
@@ -91,6 +92,7 @@ class VpnSettings(Strict):
     network: Cidr
     network_ipv6: Cidr
     keepalive_s: Annotated[int, Field(ge=0, le=3600)]
+    services: dict[UnitName, Port]
     peers: list[VpnPeer]
 
     @property
@@ -116,6 +118,14 @@ class VpnSettings(Strict):
                 raise ValueError(f"vpn_{key} = {str(network)!r} is not an IPv{version} network")
             if network.prefixlen > longest:
                 raise ValueError(f"vpn_{key} = {str(network)!r} has no room for peers; allowed: /{longest} or larger")
+        return self
+
+    @model_validator(mode="after")
+    def _services_have_a_port_each(self) -> Self:
+        ports = list(self.services.values())
+        for name, port in self.services.items():
+            if ports.count(port) > 1:
+                raise ValueError(f"vpn_services: {name!r} shares port {port} with another service")
         return self
 
     @model_validator(mode="after")

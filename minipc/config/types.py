@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 _LABEL = re.compile(r"^(?!-)[a-z0-9-]{1,63}(?<!-)$")
 _USER = re.compile(r"^[a-z_][a-z0-9_-]{0,31}$")
 _INTERFACE = re.compile(r"^[A-Za-z0-9._-]{1,15}$")
+_UNIT = re.compile(r"^[a-z][a-z0-9-]{0,31}$")
 _IDENTIFIER = re.compile(r"^[a-z_][a-z0-9_]{0,62}$")
 
 
@@ -122,6 +123,7 @@ WireguardKey = Annotated[str, AfterValidator(_wireguard_key)]
 SshPublicKey = Annotated[str, AfterValidator(_ssh_public_key)]
 UserName = Annotated[str, _pattern(_USER, "a user name", "operator")]
 Interface = Annotated[str, _pattern(_INTERFACE, "a network interface name", "enp1s0")]
+UnitName = Annotated[str, _pattern(_UNIT, "a name for a unit", "prometheus")]
 SqlName = Annotated[str, _pattern(_IDENTIFIER, "an SQL identifier", "workload")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Megabytes = Annotated[int, Field(ge=1)]

@@ -36,7 +36,7 @@ def expected(side: Place, port: int, settings: Settings, listening: Collection[i
     for_operator = side == "vpn" or (side == "operator" and beside_the_vpn)
     if side != "vpn" and port in firewall.public_tcp:
         return OPEN
-    if for_operator and port in firewall.operator_tcp:
+    if (for_operator and port in firewall.operator_tcp) or (side == "vpn" and port in settings.vpn.services.values()):
         # A port that is let through and that nobody listens on answers so.
         return OPEN if port in listening else "closed"
     return SILENT
@@ -61,8 +61,9 @@ def judge(
     """
     firewall, named = settings.firewall, NAMES | dict(canaries)
     named |= {settings.postgres.port: "PostgreSQL", settings.redis.port: "Redis"}
+    named |= {port: name for name, port in settings.vpn.services.items() if port not in named}
     named |= {settings.workload.port: "the service, past the door"}
-    ports = {*firewall.public_tcp, *firewall.operator_tcp, *canaries}
+    ports = {*firewall.public_tcp, *firewall.operator_tcp, *settings.vpn.services.values(), *canaries}
     ports |= {port for port in named if port in listening}
     rows = []
     for port in sorted(ports):

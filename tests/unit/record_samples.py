@@ -12,6 +12,7 @@ from minipc.records import (
     Component,
     Controller,
     DataClassResult,
+    Door,
     Draft,
     Exercised,
     Gate,
@@ -238,6 +239,11 @@ def big(start: datetime = START, *, seed: int = 7, failing: bool = True, slownes
                     detail="collected again",
                 ),
             ],
+            doors=[
+                door("at rest", "public", "443/tcp", "HTTPS", "open"),
+                door("at rest", "vpn", "22/tcp", "SSH", "open"),
+                door("during a converge", "public", "22/tcp", "SSH", "silent", "IPv4 silent, IPv6 open" * failing),
+            ],
             versions={
                 "postgresql-17": "17.4-1",
                 "pgbackrest": "2.55.1-1",
@@ -256,6 +262,14 @@ def big(start: datetime = START, *, seed: int = 7, failing: bool = True, slownes
             ],
         )
     )
+
+
+def door(moment: str, side: Any, port: str, what: str, expected: str, seen: str = "") -> Door:
+    """A port as it was seen; as expected unless told."""
+    seen = seen or expected
+    ok = seen == expected
+    families = "IPv4 and IPv6"
+    return Door(moment=moment, side=side, families=families, port=port, what=what, expected=expected, seen=seen, ok=ok)
 
 
 def _operations(

@@ -64,6 +64,8 @@ def values():
         ("vpn_network", "10.98.0.0/16", "192.168.0.0/16", "overlaps firewall_operator_networks 192.168.1.0/24"),
         ("vpn_network_ipv6", "fd00::/64", "10.99.0.0/24", "is not an IPv6 network"),
         ("vpn_keepalive_s", 0, -1, "nearest: 0"),
+        ("vpn_services", {"grafana": 3000}, {"Grafana": 3000}, "did you mean 'grafana'?"),
+        ("vpn_services", {"a": 1, "b": 2}, {"a": 1, "b": 1}, "'a' shares port 1 with another service"),
         ("vpn_peers", [PEER], [PEER | {"name": "My Laptop"}], "string should match pattern"),
         ("vpn_peers", [PEER], [PEER | {"public_key": "aGVsbG8="}], "not a WireGuard public key"),
         ("vpn_peers", [PEER, OTHER], [PEER, OTHER | {"name": "laptop"}], "have the same name"),

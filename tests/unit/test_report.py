@@ -90,6 +90,14 @@ def test_failed_checks_come_first(failed: str) -> None:
     assert order[:3] == ["edge", "argocd", "host"]
 
 
+def test_the_two_doors_are_a_table_with_what_is_wrong_before_it(failed: str) -> None:
+    text = re.sub(r"<[^>]+>|\s+", " ", failed[failed.index("<h2>Two doors</h2>") :])
+    wrong = "22/tcp (SSH) from the public side, during a converge: expected silent, seen IPv4 silent, IPv6 open"
+    assert wrong in re.sub(r" +", " ", text)
+    assert text.index("not as expected") < text.index("HTTPS")
+    assert "Two doors" not in render(small(), [])
+
+
 def test_a_pass_with_gaps_is_not_green() -> None:
     gap = NotExercised(what="clock", why="shared", component="host")
     with_gap = render(small(exercised=Exercised(done=1, total=2, not_exercised=[gap])), [])
@@ -108,7 +116,20 @@ def test_a_run_of_no_time_at_all_is_drawn() -> None:
     assert "Timeline of the run" in render(small(ended=START, phases=[instant], operations=[]), [])
 
 
-ENUMERATED = {"id", "kind", "verdict", "outcome", "origin", "group", "runtime", "bound", "sha256", "started", "ended"}
+ENUMERATED = {
+    "id",
+    "kind",
+    "verdict",
+    "outcome",
+    "origin",
+    "group",
+    "runtime",
+    "bound",
+    "sha256",
+    "started",
+    "ended",
+    "side",
+}
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}\x1b[31m"
 
 

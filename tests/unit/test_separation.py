@@ -12,7 +12,7 @@ from minipc.separation.scan import Scan, parse
 from playbooks.separation import _distinct
 
 CANARIES = {51999: "canary"}
-LISTENING = {22, 80, 443, 5432, 6379, 51999}
+LISTENING = {22, 80, 443, 5432, 6379, 9090, 9093, 51999}
 SHUT = Scan(frozenset({80, 443}), frozenset({"filtered"}))
 
 
@@ -71,8 +71,11 @@ def test_a_missing_public_port_is_told(settings):
 def test_the_operators_ports_answer_the_operator(settings):
     assert wrong(rows(settings, "operator", Scan(SHUT.open | {22}, SHUT.others))) == {}
     assert wrong(rows(settings, "operator", SHUT)) == {"22/tcp": "silent"}
-    assert wrong(rows(settings, "vpn", Scan(frozenset({22}), SHUT.others))) == {}
-    assert set(wrong(rows(settings, "vpn", Scan(frozenset({22, 443, 6379}), SHUT.others)))) == {"443/tcp", "6379/tcp"}
+    assert wrong(rows(settings, "vpn", Scan(frozenset({22, 9090, 9093}), SHUT.others))) == {}
+    assert set(wrong(rows(settings, "vpn", Scan(frozenset({22, 443, 6379, 9090, 9093}), SHUT.others)))) == {
+        "443/tcp",
+        "6379/tcp",
+    }
 
 
 def test_with_the_vpn_as_the_only_way_in_the_networks_are_like_the_public(settings):
@@ -83,7 +86,7 @@ def test_with_the_vpn_as_the_only_way_in_the_networks_are_like_the_public(settin
 
 def test_an_operators_port_without_a_listener_is_closed_and_not_silent(settings):
     more = settings.model_copy(update={"firewall": settings.firewall.model_copy(update={"operator_tcp": [22, 6443]})})
-    assert wrong(rows(more, "vpn", Scan(frozenset({22}), frozenset({"filtered", "closed"})))) == {}
+    assert wrong(rows(more, "vpn", Scan(frozenset({22, 9090, 9093}), frozenset({"filtered", "closed"})))) == {}
 
 
 def test_of_several_looks_a_wrong_one_stays():

@@ -221,7 +221,7 @@ def test_a_peer_of_the_vpn_reaches_the_operators_ports_and_no_other(outside, sca
         not_exercised("the off-site machine has no VPN")
     seen = scans["vpn", ipv6]
     heard = {port for _, port, _ in listeners}
-    assert seen.open == set(settings.firewall.operator_tcp) & heard
+    assert seen.open == {*settings.firewall.operator_tcp, *settings.vpn.services.values()} & heard
     assert seen.others <= {"filtered", "closed"}
 
 

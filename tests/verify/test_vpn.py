@@ -84,3 +84,19 @@ def test_a_crash_ends_no_peers_access(tunnel, disturb, units):
         not_exercised("the kernel's WireGuard has no process that could crash")
     disturb(f"systemctl kill --signal=KILL {UNIT}")
     assert tunnel.reaches(22, within_s=30)
+
+
+def test_services_on_loopback_answer_through_it_and_not_beside_it(tunnel, operator, settings, listeners):
+    there = {port for address, port, program in listeners if address == "127.0.0.1" and program != "systemd"}
+    tries = {name: port for name, port in settings.vpn.services.items() if port in there}
+    if not tries:
+        not_exercised("none of vpn_services is on this machine")
+
+    def code(side, address: str, port: int) -> str:
+        host = f"[{address}]" if ":" in address else address
+        argv = ["curl", "--silent", "--noproxy", "*", "--max-time", "5", "--output", "/dev/null"]
+        return side.run(*argv, "--write-out", "%{http_code}", f"http://{host}:{port}/").stdout
+
+    for name, port in tries.items():
+        assert [code(tunnel, address, port) != "000" for address in tunnel.addresses] == [True, True], name
+        assert [code(operator, address, port) for address in operator.addresses] == ["000"] * len(operator.addresses)
