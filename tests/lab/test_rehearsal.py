@@ -50,6 +50,7 @@ def test_its_record_is_valid_and_complete(rehearsal):
         "verify again",
         "weigh",
     ]
+    assert {door.moment for door in record.doors} == {"after a reload", "during a converge"}
     gates = {gate.name: gate for gate in record.gates}
     assert gates["changes of the second converge"].seen == 0
     assert gates["changes that a plan finds"].seen == 0
