@@ -32,6 +32,8 @@ STATE = "/var/lib/minipc/revert"
 MARGIN_S = 10
 PAUSE_S = 0.5
 
+_clock_runs: set[tuple[str, str]] = set()
+
 
 def arm(name: str, change: str, undo: str) -> OperationMeta:
     """Before the change takes effect: starts the clock.
@@ -56,17 +58,24 @@ def confirm(name: str, change: str, within_s: int, address: str | None = None) -
 
 
 @operation()
-def armed(change: str, undo: str) -> Generator[StringCommand, None, None]:
+def armed(change: str, undo: str) -> Generator[StringCommand | FunctionCommand, None, None]:
     """Starts the clock, when files were replaced that nobody has confirmed."""
     if _is_pending(change):
+        yield FunctionCommand(_remember, (change,), {})
         yield StringCommand(REVERT, "arm", change, shlex.quote(undo))
 
 
 @operation()
 def confirmed(change: str, within_s: int, address: str | None) -> Generator[FunctionCommand, None, None]:
     """Confirms, when there is something to confirm."""
-    if _is_pending(change):
+    # Whoever lost the connection and has it back finds nothing pending: the machine took the change back meanwhile.
+    if (context.host.name, change) in _clock_runs or _is_pending(change):
         yield FunctionCommand(_connect_and_confirm, (change, within_s, address), {})
+
+
+def _remember(state: State, host: Host, change: str) -> bool:
+    _clock_runs.add((host.name, change))
+    return True
 
 
 def _connect_and_confirm(state: State, host: Host, change: str, within_s: int, address: str | None) -> bool:

@@ -111,15 +111,31 @@ def test_files_are_remembered_after_the_checks_and_before_the_first_is_replaced(
     assert not any(" keep " in line for line in _install_script(entries, "/stage").splitlines())
 
 
+class Host:
+    name = "mini"
+    data = type("Data", (), {"dict": staticmethod(dict)})
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch):
+    monkeypatch.setattr(revert.context, "host", Host())
+    monkeypatch.setattr(revert, "_clock_runs", set())
+
+
 def test_without_a_change_nothing_is_run(monkeypatch):
     monkeypatch.setattr(revert, "_is_pending", lambda change: False)
     assert list(revert.armed._inner(change="x", undo="true")) == []
     assert list(revert.confirmed._inner(change="x", within_s=60, address=None)) == []
 
 
-class Host:
-    name = "mini"
-    data = type("Data", (), {"dict": staticmethod(dict)})
+def test_a_change_that_was_taken_back_meanwhile_is_not_taken_for_confirmed(monkeypatch):
+    """The connection was lost, the machine took the change back, the connection is there again."""
+    monkeypatch.setattr(revert, "_is_pending", lambda change: True)
+    remember, _ = revert.armed._inner(change="x", undo="true")
+    assert remember.function(None, Host(), *remember.args)
+    monkeypatch.setattr(revert, "_is_pending", lambda change: False)
+    assert len(list(revert.confirmed._inner(change="x", within_s=60, address=None))) == 1
+    assert list(revert.confirmed._inner(change="y", within_s=60, address=None)) == []
 
 
 @pytest.mark.parametrize(("codes", "confirmed"), [([0], True), ([255, 255, 0], True), ([1], False)])
