@@ -5,12 +5,14 @@ pyinfra --limit offsite inventory/production.py deploys/offsite.py
 
 from pyinfra import host
 from pyinfra.api import deploy
-from pyinfra.operations import server
+from pyinfra.operations import git, server
 
 from minipc import keys
+from minipc.deploy_repository import ACCOUNT, BRANCH, PATH
+from minipc.deploy_repository import HOME as DEPLOY_HOME
 from minipc.guards import config, secrets
 from minipc.operations import Content, Directory, File, SecretFile, install, place, unit
-from minipc.secrets.catalogue import REST_PASSWORD, SFTP_HOST_KEY, SFTP_KEY, TLS_KEY
+from minipc.secrets.catalogue import ARGOCD_DEPLOY_KEY, REST_PASSWORD, SFTP_HOST_KEY, SFTP_KEY, TLS_KEY
 
 HOME = "/srv/minipc-offsite"
 ETC = "/etc/minipc/offsite"
@@ -36,6 +38,9 @@ def offsite() -> None:
         ensure_home=False,
         shell="/usr/sbin/nologin",
     )
+
+    if settings.offsite.deploy_repository:
+        deploy_repository()
 
     # configure
     place(
@@ -67,7 +72,7 @@ def offsite() -> None:
             File("sshd_config.j2", f"{ETC}/sshd_config", check="install -d -m 755 /run/sshd && sshd -t -f {path}"),
             File("minipc-sftp.service", f"{SYSTEMD}/minipc-sftp.service"),
         ],
-        values={"offsite": settings.offsite},
+        values={"offsite": settings.offsite, "git_account": ACCOUNT, "repository": PATH},
     )
     rest = place(
         name="configure the restic server",
@@ -104,6 +109,33 @@ def offsite() -> None:
     unit(name="serve SFTP", unit="minipc-sftp.service", restart_on=[sftp_keys, sftp])
     unit(name="serve restic", unit="restic-rest-server.service", restart_on=[rest])
     unit(name="take copies", unit="minipc-offsite-copy.timer", restart_on=[copies])
+
+
+def deploy_repository() -> None:
+    """The bare repository that says what should run: root's to write, ArgoCD's to read through one command."""
+    found = secrets({"key": ARGOCD_DEPLOY_KEY})
+    install(name="install git", packages=["git"])
+    server.user(
+        name="create the reader's account",
+        user=ACCOUNT,
+        system=True,
+        password="*",  # noqa: S106 - none, but not locked
+        home="/",
+        ensure_home=False,
+        shell="/usr/bin/git-shell",
+    )
+    place(
+        name="let ArgoCD read the deploy repository",
+        component="offsite",
+        entries=[
+            Directory(ETC),
+            Directory(DEPLOY_HOME),
+            Content(f"restrict {keys.public_key(found['key'])} ArgoCD\n".encode(), f"{ETC}/deploy_keys"),
+            # git refuses the repository of somebody else unless told.
+            Content(f"[safe]\n\tdirectory = {PATH}\n[init]\n\tdefaultBranch = {BRANCH}\n".encode(), "/etc/gitconfig"),
+        ],
+    )
+    git.bare_repo(name="create the deploy repository", path=PATH)
 
 
 offsite()

@@ -1,14 +1,17 @@
-"""The service itself, as the lab's stand-in: the same code that runs in K3s, under systemd on the same port.
+"""The service itself. In K3s: its passwords, the rest is ArgoCD's. In the lab also under systemd, as a stand-in.
 
-pyinfra inventory/lab.py deploys/workload.py
+pyinfra inventory/production.py deploys/workload.py
 """
 
 from pyinfra.api import deploy
 from pyinfra.operations import server
 
-from minipc.guards import config, not_exercised, secrets
+from minipc.config import Settings
+from minipc.guards import artifact, config, secrets
 from minipc.operations import Content, Directory, File, SecretFile, install, place, unit, units
+from minipc.operations.k3s import secret_present
 from minipc.paths import ROOT
+from minipc.secrets import Secret
 
 INSTALL_DIR = "/opt/workload"
 SOURCE = ROOT / "workload"
@@ -18,14 +21,30 @@ WORKERS = ["ingest", "forecast", "push"]
 @deploy("workload")
 def workload() -> None:
     settings = config()
-    if settings.workload.runtime != "stand-in":
-        not_exercised(
-            "workload", f"the runtime {settings.workload.runtime} is not deployed by this version", "workload"
-        )
-        return
     names = {"database": "postgres.password.workload", "redis": "redis.password.workload", "sentry": "sentry.dsn"}
     passwords = secrets(names, optional=[] if settings.workload.sentry else ["sentry"])
+    if settings.workload.runtime == "k3s":
+        in_k3s(passwords)
+    else:
+        stand_in(settings, passwords)
 
+
+def in_k3s(passwords: dict[str, Secret]) -> None:
+    """Its passwords, as a Secret of the cluster: they are never in Git, and never in a file of the machine."""
+    if artifact("k3s", component="workload") is None:
+        return
+    keys = {"database": "DATABASE_PASSWORD", "redis": "REDIS_PASSWORD", "sentry": "SENTRY_DSN"}
+    secret_present(
+        name="give it its passwords",
+        namespace="workload",
+        secret="workload",  # noqa: S106 - its name
+        data={keys[name]: secret.reveal() for name, secret in passwords.items()},
+        labels={"app.kubernetes.io/part-of": "workload"},
+    )
+
+
+def stand_in(settings: Settings, passwords: dict[str, Secret]) -> None:
+    """The same code under systemd, on the same port."""
     # install
     packages = (SOURCE / "packages.txt").read_text(encoding="utf-8").split()
     install(name="install packages", packages=packages)

@@ -78,8 +78,8 @@ firewall_operator_access = "networks"
 firewall_public_tcp = [80, 443]
 # OPTIONAL. UDP ports open to everyone, beside vpn_port; HTTP/3 (edge_http3) needs 443.
 firewall_public_udp = []
-# OPTIONAL. TCP ports open to the operator.
-firewall_operator_tcp = [22]
+# OPTIONAL. TCP ports open to the operator. 6443: the cluster's API; 8443: ArgoCD (argocd_port).
+firewall_operator_tcp = [22, 6443, 8443]
 # OPTIONAL. Interfaces where the cluster's pods are: the only ones whose packets are forwarded.
 firewall_pod_interfaces = ["cni0", "flannel.1"]
 # OPTIONAL. TCP ports of the machine that pods reach, beside PostgreSQL and Redis on the service address. 6443: the API.
@@ -124,6 +124,8 @@ offsite_rest_port = 8000
 offsite_copies_calendar = "00/6:15"
 # OPTIONAL. Days those copies are kept. 30: drills try each repository within two weeks, so damage is noticed in time.
 offsite_copies_days = 30
+# OPTIONAL. It also hosts the deploy repository, read-only for ArgoCD. False: it is elsewhere (argocd_repository).
+offsite_deploy_repository = False
 
 # --- watcher: the service, seen from outside (docs/reference/watcher.md) -------------------------------------------
 # OPTIONAL. What is asked; None: https://, edge_domain and /api/health.
@@ -251,6 +253,31 @@ redis_users = [
         "commands": ["-@all", "+ping", "+info", "+config|get", "+client|list", "+slowlog", "+latency"],
     },
 ]
+
+# --- k3s: where the service runs -----------------------------------------------------------------------------------
+# OPTIONAL. The node's address; None: that of the default route's interface. Needed when agents join.
+k3s_node_ip = None
+# OPTIONAL. More names and addresses in the API's certificate. It always has the
+# inventory's address of the machine, and its addresses in the VPN.
+k3s_api_names = []
+# OPTIONAL. Registries that ask for a password: {"name": "ghcr", "host": "ghcr.io", "username": "you"}; the password or
+# token of NAME is the secret `k3s.registry.NAME`.
+k3s_registries = []
+# OPTIONAL. Days the API's audit log is kept. 30: as the journal.
+k3s_audit_days = 30
+
+# --- argocd: what should run is in Git ------------------------------------------------------------------------------
+# OPTIONAL. Address of the deploy repository, ssh://git@HOST/PATH; ArgoCD reads it with the secret `argocd.deploy_key`.
+# None: the off-site machine hosts it (offsite_deploy_repository).
+argocd_repository = None
+# REQUIRED with argocd_repository: lines of known_hosts for its host. Compare with what the host publishes.
+argocd_known_hosts = []
+# OPTIONAL. Branch that says what should run.
+argocd_revision = "main"
+# OPTIONAL. The root application's folder in it.
+argocd_path = "root/production"
+# OPTIONAL. TCP port of its user interface (TLS), open to the operator side only.
+argocd_port = 8443
 
 # --- workload: the service -----------------------------------------------------------------------------------------
 # OPTIONAL. Where it runs: "k3s", or "stand-in" (systemd units; the lab only, where K3s can't be had).

@@ -11,6 +11,8 @@ host_journal_max_mb = 256
 firewall_public_interfaces = ["public0"]
 firewall_operator_interfaces = ["operator0"]
 firewall_operator_networks = ["10.77.0.0/24", "fd77:6c61:6200::/64"]
+# A machine for K3s has the cluster's ports, too (inventory/lab.py).
+firewall_operator_tcp = [22]
 # Checks and tests reach machines beside the tunnel, too.
 firewall_operator_access = "networks"
 # inventory/lab.py adds the lab's own client and each machine's tunnel networks.
@@ -22,6 +24,9 @@ postgres_shared_buffers_percent = 1
 
 # Where K3s can't be had the same code runs under systemd, and the report says so.
 workload_runtime = "stand-in"
+
+# Its own overlay of the deploy repository, which the off-site machine hosts.
+argocd_path = "root/lab"
 
 edge_domain = "service.minipc.test"
 # No public ACME server is reachable from the lab; a test brings one of its own.

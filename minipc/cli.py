@@ -24,6 +24,7 @@ _LAZY = {
     "logs": "minipc.logs.cli:logs",
     "release": "minipc.gitops.cli:release",
     "trace": "minipc.gitops.cli:trace",
+    "argocd": "minipc.argocd.cli:argocd",
     "workload": "minipc.workload.cli:workload",
 }
 
@@ -133,17 +134,32 @@ def verify(names: tuple[str, ...], smoke: bool, environment: Any, alias: str | N
 @click.option("--backend", type=click.Choice(["nspawn"]), default="nspawn", show_default=True)
 @click.option("--keep", is_flag=True, help="Leave the machine up and say how to reach it.")
 @click.option("--name", default="rehearsal", show_default=True, help="Name of the disposable machine.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "k3s", "stand-in"]),
+    default="stand-in",
+    show_default=True,
+    help="Where the service runs; auto: in K3s where its artifacts are in the cache.",
+)
 @click.option("--strict", is_flag=True, help="Exit 4 when anything was NOT EXERCISED.")
 @click.option(
     "--fault", "faults", multiple=True, metavar="NAME", help="Play a fault instead, or `all`; see --list-faults."
 )
 @click.option("--list-faults", is_flag=True, help="List the faults, and what is expected of each.")
 def rehearse(
-    group: Any, backend: str, keep: bool, name: str, strict: bool, faults: tuple[str, ...], list_faults: bool
+    group: Any,
+    backend: str,
+    keep: bool,
+    name: str,
+    runtime: str,
+    strict: bool,
+    faults: tuple[str, ...],
+    list_faults: bool,
 ) -> None:
     """A blank disposable machine becomes the mini PC, is verified, timed, and thrown away."""
     from minipc.records import exit_code
     from playbooks.faults import FAULTS, rehearse_faults
+    from playbooks.gitops import runs_in_k3s
     from playbooks.rehearse import Options
     from playbooks.rehearse import rehearse as run
 
@@ -151,7 +167,7 @@ def rehearse(
         for fault in FAULTS:
             click.echo(f"{fault.name:24} {'goes red' if fault.reason else 'survived':10} {fault.summary}")
         return
-    options = Options(group=group, backend=backend, keep=keep, name=name)
+    options = Options(group=group, backend=backend, keep=keep, name=name, k3s=runs_in_k3s(runtime))
     record = rehearse_faults(faults, options) if faults else run(options)[0]
     sys.exit(exit_code(record, strict=strict))
 

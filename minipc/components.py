@@ -103,7 +103,26 @@ COMPONENTS: tuple[Component, ...] = (
         data_class="cache",
         trace="/etc/redis/users.acl",
     ),
+    Component(
+        "images",
+        "container images as files: a rebuild needs no registry",
+        ("host",),
+        artifacts=("k3s-images", "argocd-images", "workload-image"),
+    ),
+    Component(
+        "k3s",
+        "K3s: runs the service and ArgoCD, nothing that has data",
+        ("firewall", "postgres", "redis"),
+        artifacts=("k3s",),
+        backup_paths=("/etc/rancher",),
+    ),
     Component("workload", "the service itself: API, workers, migrations", ("postgres", "redis")),
+    Component(
+        "argocd",
+        "ArgoCD: the cluster becomes what the deploy repository says",
+        ("host",),
+        artifacts=("argocd-manifest", "argocd-images"),
+    ),
     Component(
         "edge", "Caddy: the public door", ("host", "firewall"), backup_paths=("/var/lib/caddy/.local/share/caddy",)
     ),

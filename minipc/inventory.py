@@ -74,6 +74,7 @@ def offsite_machine(alias: str, address: str, *, group: Environment = "productio
         "firewall_public_udp": [],
         "edge_http3": False,
         "firewall_operator_access": "networks",  # it has no VPN of its own
+        "firewall_operator_tcp": [22],  # nor a cluster
     }
     return target(alias, address, **(own | data))
 

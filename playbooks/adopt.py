@@ -26,7 +26,7 @@ _TRACES = (
     "/etc/minipc",
     "/var/lib/postgresql/*/*/PG_VERSION",
     "/var/lib/pgbackrest/*",
-    "/var/lib/rancher",
+    "/var/lib/rancher/*",
     "/var/lib/docker/*",
     "/var/lib/mysql/*",
     "/srv/*",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from minipc.components import Role, deploy_files
 from minipc.converge import pyinfra_command
@@ -27,6 +28,7 @@ class Phase:
         role: of the machine that is converged.
         before, after: what a person types besides the converge.
         done_when: what has to be true before the next phase.
+        runtime: only where the service runs there; None: everywhere.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Phase:
     role: Role = "mini"
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    runtime: Literal["k3s"] | None = None
 
     @property
     def files(self) -> list[str]:
@@ -93,8 +96,32 @@ DATA = Phase(
     ),
     done_when="the database takes writes; each data class is counted; the newest heartbeat says how much was lost",
 )
+IMAGES = Phase(
+    "images",
+    "from the controller's cache: no registry is asked",
+    components=("images",),
+    done_when="the image archives are where K3s imports them from",
+    runtime="k3s",
+)
+RUNTIME = Phase(
+    "runtime",
+    "K3s, and the databases' addresses in it",
+    components=("redis", "k3s"),
+    done_when="the node is ready",
+    runtime="k3s",
+)
 SERVICE = Phase(
-    "service", "migrations, API, workers", components=("redis", "workload"), done_when="the API answers on the machine"
+    "service",
+    "what the service needs, and who starts it",
+    components=("redis", "workload", "argocd"),
+    done_when="ArgoCD runs and has read the deploy repository",
+)
+GITOPS = Phase(
+    "gitops",
+    "desired state from Git: migrations, API, workers, smoke",
+    after=("minipc release sync --host HOST",),
+    done_when="the release passed its smoke: the API answers on the machine",
+    runtime="k3s",
 )
 DOOR = Phase(
     "public door",
@@ -134,7 +161,7 @@ VERIFY_AGAIN = Phase(
     done_when="no check fails",
 )
 
-TO_THE_OPEN_DOOR = (HOST_AND_NETWORK, DATA, SERVICE, DOOR)
+TO_THE_OPEN_DOOR = (HOST_AND_NETWORK, DATA, IMAGES, RUNTIME, SERVICE, GITOPS, DOOR)
 PHASES = (ADOPT, FENCE, *TO_THE_OPEN_DOOR, DNS, PUBLIC_NAME, BACKUPS_AGAIN, SMOKE, VERIFY_AGAIN)
 """A rebuild, in order."""
 

@@ -25,7 +25,7 @@ from minipc.converge import converge, plan
 from minipc.display import console_for, print_summary, watch
 from minipc.errors import CouldNotVerifyError, MinipcError
 from minipc.inventory import HostEntry, Target, the_target
-from minipc.lab.inventory import OFFSITE, entry, overrides, pin_lab_machine, stand_in_data
+from minipc.lab.inventory import OFFSITE, entry, is_offsite, overrides, pin_lab_machine, stand_in_data
 from minipc.paths import ROOT
 from minipc.records import DataClassResult, Gate, Record
 from minipc.remote import describe, on, query, versions
@@ -35,7 +35,8 @@ from minipc.timeline import OperationEnd, PhaseEnd, PhaseStart, read
 from minipc.variables import REHEARSE_AS_VARIABLE
 from minipc.verification import verify
 from minipc.wording import count
-from playbooks import separation
+from minipc.workload import image as images
+from playbooks import gitops, separation
 from playbooks.adopt import adopt
 from playbooks.backup import take
 from playbooks.elsewhere import Elsewhere, Stick, end, seal
@@ -44,6 +45,8 @@ from playbooks.users import EVIDENCE, MUST_RECOVER, Acknowledged, read_acknowled
 
 CONVERGE = "converge"
 DISK_GB = 6
+# Images as files, and once more as containerd unpacks them.
+K3S_GB = 4
 # Users write for a while before and after the backup; the loss comes at a moment nobody chose.
 USE_S = 6.0
 LOSS_WITHIN_S = 12.0
@@ -59,6 +62,7 @@ class Options:
     Attributes:
         group: whose group_data is tried.
         keep: leave the machines up afterwards.
+        k3s: the service runs in K3s, by ArgoCD; else it is a stand-in under systemd.
         name: of the machine that is lost; the one it comes back on is `NAME-2`, the off-site one `offsite-NAME`.
     """
 
@@ -66,6 +70,7 @@ class Options:
     backend: str = "nspawn"
     keep: bool = False
     name: str = "rehearsal"
+    k3s: bool = False
 
 
 @dataclass
@@ -77,7 +82,9 @@ class Cast:
 
     def boot(self, name: str, *, disk_gb: int = DISK_GB) -> lab.Machine:
         """A blank machine."""
-        self.machines[name] = lab.up(name, keep=self.options.keep, disk_gb=disk_gb)
+        k3s = self.options.k3s and not is_offsite(name)
+        disk_gb += K3S_GB if k3s else 0
+        self.machines[name] = lab.up(name, keep=self.options.keep, disk_gb=disk_gb, k3s=k3s)
         return self.machines[name]
 
     def enrol(self, name: str) -> Target:
@@ -119,6 +126,8 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
             with run.phase("prepare", "programs, base image, secrets"):
                 lab.ensure_prerequisites(install=True)
                 lab.image.ensure()
+                if options.k3s:
+                    images.ensure()
                 generate("lab")
             with run.phase("boot", "two blank machines: the mini PC and the off-site one"):
                 offsite = cast.enrol(OFFSITE + options.name)
@@ -190,8 +199,15 @@ def _build(run: Run, target: Target, offsite: Target) -> None:
     """Blank to verified. The second converge must find nothing to do: idempotency is a gate."""
     with run.phase("off-site", "the machine that keeps the backups"):
         converge("lab", deploy_files(), log=run.log, events=run.events, limit=offsite.alias)
+    in_k3s = target.settings.workload.runtime == "k3s"
+    if in_k3s:
+        with run.phase("deploy repository", "what should run, on the off-site machine") as detail:
+            detail(f"{gitops.fill(target, offsite)[:12]} pushed")
     with run.phase(CONVERGE, "deploys/site.py"):
         converge("lab", deploy_files(), log=run.log, events=run.events, limit=target.alias)
+    if in_k3s:
+        with run.phase("first release", "ArgoCD syncs; the smoke judges") as detail:
+            detail(gitops.bring_up("lab", target))
     before = len(_operations(run))
     with run.phase("converge again", "must find nothing to do") as detail:
         converge("lab", deploy_files(), log=run.log, events=run.events, limit=target.alias)

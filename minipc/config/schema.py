@@ -202,6 +202,39 @@ class RedisSettings(Strict):
     users: list[RedisUser]
 
 
+class K3sRegistry(Strict):
+    """A container registry that asks for a password: the secret `k3s.registry.NAME`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_][a-z0-9_-]{0,30}$")]
+    host: Domain
+    username: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]+$")]
+
+
+class K3sSettings(Strict):
+    """The cluster."""
+
+    node_ip: Address | None
+    api_names: list[Host]
+    registries: list[K3sRegistry]
+    audit_days: Days
+
+
+class ArgocdSettings(Strict):
+    """GitOps: the deploy repository, and who reads it."""
+
+    repository: Annotated[str, Field(pattern=r"^ssh://[a-z][a-z0-9-]*@[A-Za-z0-9.:\[\]-]+/[A-Za-z0-9._/~-]+$")] | None
+    known_hosts: list[Annotated[str, Field(pattern=r"^\S+ (ssh-ed25519|ecdsa-sha2-nistp256|ssh-rsa) [A-Za-z0-9+/=]+$")]]
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$")]
+    path: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9/_-]*$")]
+    port: Port
+
+    @model_validator(mode="after")
+    def _its_host_is_pinned(self) -> Self:
+        if self.repository and not self.known_hosts:
+            raise ValueError("argocd_repository needs the host key of its host in argocd_known_hosts")
+        return self
+
+
 class WorkloadSettings(Strict):
     """The service."""
 
@@ -220,6 +253,7 @@ class OffsiteSettings(Strict):
     rest_port: Port
     copies_calendar: Calendar
     copies_days: Annotated[int, Field(ge=7, le=3650)]
+    deploy_repository: bool
 
 
 class DrillQuery(Strict):
@@ -443,6 +477,8 @@ class Settings(Strict):
     watcher: WatcherSettings
     backups: BackupsSettings
     redis: RedisSettings
+    k3s: K3sSettings
+    argocd: ArgocdSettings
     workload: WorkloadSettings
     edge: EdgeSettings
     dns: DnsSettings

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from minipc.deploy_repository import operator_remote
 from minipc.errors import ConfigError, CouldNotVerifyError, MinipcError
 from minipc.gitops.application import Application
-from minipc.inventory import Target
+from minipc.inventory import Target, offsite_target
 from minipc.paths import state_dir
 from minipc.wording import first_line
 
@@ -167,10 +168,18 @@ def open_repository(target: Target, application: Application, address: str | Non
     """The deploy repository of a machine, with a clone in the state directory.
 
     Args:
-        address: where the operator reaches it; None: where ArgoCD does.
+        address: where the operator reaches it; None: on the off-site machine where that hosts it, else where ArgoCD
+            does.
 
     Raises:
+        ConfigError: `backups_offsite` names a machine that the inventory hasn't.
         CouldNotVerifyError: it can't be reached.
     """
     directory = state_dir("deploy-repository") / target.alias
+    offsite = None
+    if address is None and target.settings.argocd.repository is None:
+        offsite = offsite_target(target.settings.environment, target)
+    if offsite:
+        remote = operator_remote(offsite)
+        return Repository(remote.url, directory, application.branch, remote.environment)
     return Repository(address or application.repository, directory, application.branch)

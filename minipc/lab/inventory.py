@@ -17,6 +17,7 @@ from minipc.variables import LAB_VPN_VARIABLE, REHEARSE_AS_VARIABLE
 
 OFFSITE = "offsite-"
 OFFSITES_OWN = {"host_name", "firewall_public_tcp", "firewall_public_udp", "firewall_operator_access", "edge_http3"}
+OFFSITES_OWN |= {"firewall_operator_tcp"}
 
 # What a disposable machine can't do without; everything else is production's when it stands for production.
 NEEDED_IN_LAB = {
@@ -31,6 +32,7 @@ NEEDED_IN_LAB = {
     "edge_acme": "no ACME server reaches the lab",
     "edge_acme_url": "no ACME server reaches the lab",
     "edge_acme_root": "no ACME server reaches the lab",
+    "firewall_operator_tcp": "ports of K3s only where it runs",
     "workload_runtime": "K3s needs artifacts that the lab may not have",
     "alertmanager_slack": "alerts of a disposable machine wake nobody",
 }
@@ -64,10 +66,15 @@ def entry(machine: Machine, **data: Any) -> HostEntry:
         data = {key: value for key, value in data.items() if key not in OFFSITES_OWN}
         # Reached where the public is, as an off-site machine would be.
         data |= {"offsite_address": machine.public_ipv4, "watcher_address": _watched_by(machine.name)}
+        data |= {
+            "offsite_deploy_repository": any(other.k3s for other in load_all() if serves(machine.name, other.name))
+        }
         return offsite_machine(
             machine.name, machine.ssh_host, group="lab", user="root", key=client_key(), pin=pin, **data
         )
     data |= {"backups_offsite": _offsite_of(machine.name)} | tunnel.settings_of(machine.index, machine.public_ipv4)
+    if machine.k3s:
+        data |= {"workload_runtime": "k3s", "firewall_operator_tcp": group_data("all")["firewall_operator_tcp"]}
     address = tunnel.addresses(machine.index, 1)[0] if os.environ.get(LAB_VPN_VARIABLE) else machine.ssh_host
     return target(machine.name, address, user="root", key=client_key(), pin=pin, **data)
 
@@ -79,11 +86,13 @@ def is_offsite(name: str) -> bool:
 
 def _offsite_of(name: str) -> str | None:
     """The off-site machine of a mini PC: `offsite-NAME` also serves `NAME-2`."""
-    for machine in load_all():
-        served = machine.name.removeprefix(OFFSITE)
-        if is_offsite(machine.name) and (name == served or name.startswith(f"{served}-")):
-            return machine.name
-    return None
+    return next((machine.name for machine in load_all() if serves(machine.name, name)), None)
+
+
+def serves(offsite: str, name: str) -> bool:
+    """Whether the machine `offsite` is the off-site one of the machine `name`."""
+    served = offsite.removeprefix(OFFSITE)
+    return is_offsite(offsite) and (name == served or name.startswith(f"{served}-"))
 
 
 def _watched_by(offsite: str) -> str | None:

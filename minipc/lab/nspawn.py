@@ -26,6 +26,9 @@ DROPPED_CAPABILITIES = ("CAP_AUDIT_CONTROL", "CAP_AUDIT_WRITE", "CAP_SYS_TIME")
 ADDED_CAPABILITIES = ("CAP_NET_ADMIN", "CAP_IPC_LOCK")
 # Container runtimes give each container a session keyring and, on cgroup v2, a device filter.
 K3S_SYSTEM_CALLS = ("add_key", "keyctl", "bpf")
+# It is in the default set of every pod, and runc can't give what the machine doesn't have. Audit stays out of reach:
+# nspawn refuses its sockets, and the kernel takes nothing from another user namespace.
+K3S_CAPABILITIES = ("CAP_AUDIT_WRITE",)
 # Container images are overlays, which can't lie on the machine's own overlay: these are on its ext4 file system.
 K3S_DIRECT = ("/var/lib/rancher", "/var/lib/kubelet", "/var/lib/containers")
 
@@ -79,13 +82,19 @@ def nspawn_command(machine: Machine, root: Path) -> list[str]:
         *("systemd-nspawn", "--quiet", "--keep-unit", "--register=no", "--boot", "--console=read-only"),
         *("--directory", str(root), f"--machine={machine.name}"),
         *(f"--private-users={first_uid(machine)}:{UID_COUNT}", "--private-users-ownership=off"),
-        f"--capability={','.join(ADDED_CAPABILITIES)}",
-        f"--drop-capability={','.join(DROPPED_CAPABILITIES)}",
+        *capability_options(machine),
         *(k3s_options(machine, root) if machine.k3s else []),
         "--private-network",
         *(f"--network-veth-extra={network.cable(machine.index, side)}:{side.interface}" for side in network.SIDES),
         *("--resolv-conf=off", "--timezone=off", "--link-journal=no"),
     ]
+
+
+def capability_options(machine: Machine) -> list[str]:
+    """What root in the machine may do beyond nspawn's default, and less than it."""
+    needed = K3S_CAPABILITIES if machine.k3s else ()
+    dropped = [name for name in DROPPED_CAPABILITIES if name not in needed]
+    return [f"--capability={','.join([*ADDED_CAPABILITIES, *needed])}", f"--drop-capability={','.join(dropped)}"]
 
 
 def k3s_options(machine: Machine, root: Path) -> list[str]:

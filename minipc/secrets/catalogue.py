@@ -41,7 +41,16 @@ def redis_password(user: str) -> str:
     return f"redis.password.{user}"
 
 
+def registry_password(name: str) -> str:
+    """Name of the secret with the password, or token, for a container registry."""
+    return f"k3s.registry.{name}"
+
+
 VPN_KEY = "vpn.private_key"
+K3S_TOKEN = "k3s.token"  # noqa: S105 - its name
+K3S_NODE_PASSWORD = "k3s.node_password"  # noqa: S105 - its name
+ARGOCD_PASSWORD = "argocd.admin_password"  # noqa: S105 - its name
+ARGOCD_DEPLOY_KEY = "argocd.deploy_key"
 SENTRY_DSN = "sentry.dsn"
 DNS_TOKEN = "dns.cloudflare_token"  # noqa: S105 - a name
 
@@ -120,6 +129,20 @@ def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
                     for repo in (1, 2)
                 ),
             ]
+        case "k3s":
+            return [
+                Entry(K3S_TOKEN, component, "joins a node to the cluster", "alphanumeric"),
+                Entry(K3S_NODE_PASSWORD, component, "how the node proves that its name is its own", "alphanumeric"),
+                *(
+                    Entry(registry_password(name), component, f"password or token for the registry {name}", None)
+                    for name in names
+                ),
+            ]
+        case "argocd":
+            return [
+                Entry(ARGOCD_PASSWORD, component, "password of ArgoCD's account `admin`", "alphanumeric"),
+                Entry(ARGOCD_DEPLOY_KEY, component, "reads the deploy repository, and nothing else", "ssh-key"),
+            ]
         case "workload":
             return [Entry(SENTRY_DSN, component, "where the service reports its errors", None, optional=True)]
         case "dns":
@@ -152,6 +175,8 @@ def whole(settings: Settings) -> list[Entry]:
         *needed("offsite"),
         *needed("backups"),
         *needed("redis", [user.name for user in settings.redis.users]),
+        *needed("k3s", [registry.name for registry in settings.k3s.registries]),
+        *needed("argocd"),
         *sentry,
         *dns,
         *alerts,

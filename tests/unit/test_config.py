@@ -10,6 +10,7 @@ from minipc.errors import ConfigError
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJaZ0b2Yt7mJcRrHq3sQx3u2Tn0f7cVg5rJ1WwqkXo2b you@laptop"
 WORKLOAD = {"name": "workload", "owner": "workload"}
+GHCR = {"name": "ghcr", "host": "ghcr.io", "username": "you"}
 VALID = {"host_operator_keys": [KEY], "vpn_peers": []}
 PEER = {
     "name": "laptop",
@@ -139,6 +140,22 @@ def values():
         ("redis_maxmemory_mb", 64, 1, "nearest: 8"),
         ("workload_runtime", "k3s", "k8s", "did you mean 'k3s'?"),
         ("workload_sentry", True, "yes", "valid boolean"),
+        ("k3s_node_ip", "10.1.0.5", "10.1.0.5/24", "did you mean '10.1.0.5'?"),
+        ("k3s_api_names", ["k3s.example.org"], ["https://k3s.example.org"], "did you mean 'k3s.example.org'?"),
+        ("k3s_registries", [GHCR], [GHCR | {"host": "https://ghcr.io"}], "did you mean 'ghcr.io'?"),
+        ("k3s_registries", [GHCR], [GHCR | {"name": "ghcr.io"}], "string should match pattern"),
+        ("k3s_audit_days", 30, 0, "nearest: 1"),
+        ("argocd_repository", None, "https://example.org/deploy.git", "string should match pattern"),
+        (
+            "argocd_known_hosts",
+            ["example.org " + KEY.rsplit(" ", 1)[0]],
+            ["example.org"],
+            "string should match pattern",
+        ),
+        ("argocd_revision", "main", "main branch", "string should match pattern"),
+        ("argocd_path", "root/production", "/root", "string should match pattern"),
+        ("argocd_port", 8443, 0, "nearest: 1"),
+        ("offsite_deploy_repository", True, "yes", "should be a valid boolean"),
         ("edge_domain", "www.example.org", "https://www.example.org/", "did you mean 'www.example.org'?"),
         ("edge_domain", "a.example", None, "string"),
         ("edge_acme", "staging", "prod", "did you mean 'production'?"),

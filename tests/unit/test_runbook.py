@@ -67,6 +67,7 @@ def test_a_rebuild_goes_through_the_phases_of_the_runbook(monkeypatch, tmp_path)
         "wanted_records": lambda *_: [],
         "versions": lambda _: {},
         "on": lambda *_: "",
+        "bring_up": lambda *_: "",
         "_ask_as_a_user": lambda *_: "200",
         "describe": lambda *_: _machine(),
         "smoke": lambda *_, **__: type("Verified", (), {"demand": lambda self: self, "summary": ""})(),
@@ -87,7 +88,7 @@ def _target() -> Target:
     from minipc import config
 
     dns = {"dns_provider": "cloudflare", "dns_zone": "example.org", "dns_ipv4": "203.0.113.7"}
-    settings = config.load("lab", dns_records=[{"name": "example.org", "type": "A"}], **dns)
+    settings = config.load("lab", workload_runtime="k3s", dns_records=[{"name": "example.org", "type": "A"}], **dns)
     return Target("minipc", {"machine_identity": "1"}, settings)
 
 

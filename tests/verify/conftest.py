@@ -27,6 +27,7 @@ from minipc.inventory import Target, the_target
 from minipc.paths import state_dir
 from minipc.secrets import Secrets, load
 from minipc.variables import ENVIRONMENT_VARIABLE, HOST_VARIABLE
+from tests.verify.service import InK3s, Service, StandIn
 
 Shell = Callable[..., str]
 CURL = ("curl", "--silent", "--show-error", "--include", "--noproxy", "*", "--header", "Expect:")
@@ -37,14 +38,29 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "outside: seen by a client on the public or the operator side, not over SSH")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# Where the service doesn't run in K3s, one check of each says so for all.
+IN_K3S = ("test_images", "test_k3s", "test_argocd")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks what goes through `disturb`, and what is a client's view: `-m "not disturbs and not outside"`."""
+    modules = [item.path.stem for item in items]
+    if set(IN_K3S) & set(modules) and not _runs_in_k3s():
+        numbered = [(item, name, number) for number, (item, name) in enumerate(zip(items, modules, strict=True))]
+        spare = [item for item, name, number in numbered if name in IN_K3S and name in modules[:number]]
+        config.hook.pytest_deselected(items=spare)
+        items[:] = [item for item in items if item not in spare]
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "disturb" in fixtures:
             item.add_marker("disturbs")
         if {"public", "operator"} & set(fixtures):
             item.add_marker("outside")
+
+
+def _runs_in_k3s() -> bool:
+    environment: Any = os.environ.get(ENVIRONMENT_VARIABLE, "lab")
+    return the_target(environment, os.environ.get(HOST_VARIABLE)).settings.workload.runtime == "k3s"
 
 
 def not_exercised(why: str) -> NoReturn:
@@ -280,6 +296,16 @@ def redis(script: Shell, settings: Settings) -> Callable[..., list[str]]:
         return script(f"{cli} <<'END'\n{lines}\nEND").splitlines()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def service(sh: Shell, settings: Settings) -> Service:
+    """The service where it runs; where K3s could not be had, it isn't deployed."""
+    if settings.workload.runtime == "stand-in":
+        return StandIn(sh, {"api": settings.workload.port, **settings.workload.metrics_ports})
+    if not sh("ls /usr/local/bin/k3s 2>/dev/null || true"):
+        not_exercised("the artifact k3s could not be had, so no service is deployed")
+    return InK3s(sh)
 
 
 @pytest.fixture(scope="session")

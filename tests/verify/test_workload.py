@@ -11,9 +11,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.verify.conftest import eventually, not_exercised
+from tests.verify.service import PARTS, WORKERS
 
-WORKERS = ("ingest", "forecast", "push")
-UNITS = ("workload-api.service", *(f"workload-worker@{worker}.service" for worker in WORKERS))
 POSTGRES = "postgresql@17-main.service"
 SCREENS = ("/api/parking", "/api/outing")
 # How long those who ask wait for an answer, seconds; the edge asks for readiness.
@@ -22,9 +21,23 @@ JSON_BODY = ("--header", "Content-Type: application/json", "--data")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _is_here(settings):
+def _is_here(service):
+    """NOT EXERCISED where it isn't deployed."""
+
+
+@pytest.fixture(scope="session")
+def stand_in(settings):
+    """For what only units of systemd have."""
     if settings.workload.runtime != "stand-in":
-        not_exercised(f"the runtime {settings.workload.runtime} is not deployed by this version")
+        not_exercised(f"the service runs in {settings.workload.runtime}, not under systemd")
+
+
+@pytest.fixture(scope="session")
+def pods(settings, service):
+    """All pods of the service that are not ending."""
+    if settings.workload.runtime != "k3s":
+        not_exercised(f"the service runs as a {settings.workload.runtime}, not in pods")
+    return {part: service.pods(part) for part in PARTS}
 
 
 @pytest.fixture(scope="session")
@@ -60,24 +73,22 @@ def all_well(api, probes):
 
 
 @pytest.fixture(scope="session")
-def metric(api):
-    """Value of a metric by its name and labels, as Prometheus would read it; 0 when it isn't there."""
+def metric(service):
+    """Value of a metric by its name and labels, summed over the API's processes; 0 when it isn't there."""
 
     def read(sample):
-        found = re.search(rf"^{re.escape(sample)} (\S+)$", api("/metrics").body, re.MULTILINE)
-        return float(found[1]) if found else 0.0
+        found = re.findall(rf"^{re.escape(sample)} (\S+)$", service.metrics("api"), re.MULTILINE)
+        return sum(map(float, found))
 
     return read
 
 
 @pytest.fixture(scope="session")
-def log_lines(sh):
+def log_lines(service):
     """The service's last log lines that contain a text."""
-    tags = " ".join(f"-t workload-{name}" for name in ("api", "migrate", *WORKERS))
 
     def find(text=""):
-        lines = sh(f"journalctl --sync; journalctl {tags} -o cat -n 500").splitlines()
-        return [json.loads(line) for line in lines if text in line]
+        return [json.loads(line) for line in service.log() if text in line]
 
     return find
 
@@ -117,44 +128,70 @@ def outage(aged, api, disturb, probes, all_well):
 
 
 @pytest.fixture(scope="session")
-def stall(api, disturb, probes, ready, all_well, settings, sql):
+def stall(api, disturb, probes, ready, all_well, settings, sql, service):
     """The same while a worker is stopped and its last heartbeat is old."""
     worker = "forecast"
-    disturb(f"systemctl stop workload-worker@{worker}")
+    service.stop(disturb, worker)
     try:
         age = settings.workload.worker_stale_s + 60
         sql(f"UPDATE worker_heartbeats SET beat_at = now() - interval '{age} s' WHERE worker = '{worker}'", "workload")
         seen, verdict = probes(), api("/api/health").json()
         screens = {screen: api(screen).code for screen in SCREENS}
     finally:
-        disturb(f"systemctl start workload-worker@{worker}")
+        service.start(disturb, worker)
     return {"worker": worker, "seen": seen, "verdict": verdict, "screens": screens, "back": all_well()}
 
 
-def test_every_process_runs(units):
-    for unit in UNITS:
+def test_every_process_runs(stand_in, units, service):
+    for unit in map(service.unit, PARTS):
         properties = units(unit)
         assert (properties["ActiveState"], properties["UnitFileState"]) == ("active", "enabled"), unit
         assert properties["Restart"] == "always"
     assert units("workload-migrate.service")["Result"] == "success"
 
 
-def test_every_process_has_only_what_it_needs(exposure, units, sh):
-    for unit in UNITS:
+def test_every_process_has_only_what_it_needs(stand_in, exposure, units, sh, service):
+    for unit in map(service.unit, PARTS):
         assert exposure(unit) < 2, unit
-    pids = ",".join(units(unit)["MainPID"] for unit in UNITS)
+    pids = ",".join(units(service.unit(part))["MainPID"] for part in PARTS)
     assert set(sh(f"ps -o user= -p {pids}").split()) == {"workload"}
 
 
-def test_its_secrets_are_readable_by_root_only(sh):
+def test_its_secrets_are_readable_by_root_only(stand_in, sh):
     assert sh("stat -c '%U %a' /etc/workload /etc/workload/env").splitlines() == ["root 700", "root 600"]
 
 
-def test_it_listens_on_loopback_only(listeners, settings):
+def test_it_listens_on_loopback_only(stand_in, listeners, settings):
     ports = {settings.workload.port, *settings.workload.metrics_ports.values()}
     assert {(address, port) for address, port, _ in listeners if port in ports} == {
         ("127.0.0.1", port) for port in ports
     }
+
+
+def test_every_part_has_its_pods(pods, ready):
+    counts = {
+        part: sum(all(each["ready"] for each in pod["status"]["containerStatuses"]) for pod in found)
+        for part, found in pods.items()
+    }
+    assert counts == {"api": 2, **dict.fromkeys(WORKERS, 1)}
+
+
+def test_every_pod_has_only_what_it_needs(pods):
+    for pod in (pod for found in pods.values() for pod in found):
+        spec = pod["spec"]
+        (container,) = spec["containers"]
+        security = container["securityContext"]
+        assert spec["securityContext"]["runAsNonRoot"], pod["metadata"]["name"]
+        assert (security["readOnlyRootFilesystem"], security["allowPrivilegeEscalation"]) == (True, False)
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert spec["automountServiceAccountToken"] is False
+        assert container["image"].startswith("minipc.local/workload:")
+
+
+def test_no_password_is_in_the_environment_of_a_pod(pods, secrets):
+    for pod in (pod for found in pods.values() for pod in found):
+        for secret in ("postgres.password.workload", "redis.password.workload"):
+            assert secrets[secret].reveal() not in json.dumps(pod)
 
 
 def test_the_three_endpoints_answer_within_their_time(ready, probes, health):
@@ -241,14 +278,13 @@ def test_every_line_of_the_log_is_json_with_what_a_search_needs(ready, log_lines
         assert datetime.fromisoformat(line["timestamp"]).tzinfo
 
 
-def test_metrics_are_those_that_alerts_need(ready, api, sh, settings):
-    own = api("/metrics").body
+def test_metrics_are_those_that_alerts_need(ready, service):
+    own = "\n" + service.metrics("api")
     for name in ("http_request_duration_seconds_bucket", "cache_hits_total", "cache_misses_total"):
         assert f"\n{name}{{" in own, name
     assert 'circuit_breaker_state{service="postgres"} 0.0' in own
-    ports = settings.workload.metrics_ports
-    workers = sh("; ".join(f"curl -s --max-time 5 http://127.0.0.1:{port}/metrics" for port in ports.values()))
-    for worker in ports:
+    workers = "\n".join(map(service.metrics, WORKERS))
+    for worker in WORKERS:
         last = re.search(rf'^job_last_success_timestamp_seconds{{job_name="{worker}"}} (\S+)$', workers, re.MULTILINE)
         assert last, worker
         assert float(last[1]) > 0, worker

@@ -1,0 +1,102 @@
+"""ArgoCD: brings the cluster to what the deploy repository says, and itself, too.
+
+pyinfra inventory/production.py deploys/argocd.py
+"""
+
+from pyinfra import inventory
+from pyinfra.api import deploy
+
+from minipc import keys
+from minipc.argocd.manifest import NAMESPACE, NODE_PORT, render
+from minipc.argocd.password import hashed
+from minipc.deploy_repository import hosted_url, known_host
+from minipc.guards import artifact, config, not_exercised, secrets
+from minipc.operations import Content, Directory, File, place, unit
+from minipc.operations.k3s import objects_present, once, rolled_out, secret_present
+from minipc.secrets.catalogue import ARGOCD_DEPLOY_KEY, ARGOCD_PASSWORD, SFTP_HOST_KEY
+
+ETC = "/etc/minipc/argocd"
+# ArgoCD's own name as an owner of fields: it adopts itself without a conflict.
+MANAGER = "argocd-controller"
+PARTS = ["deployment/argocd-server", "deployment/argocd-repo-server", "deployment/argocd-redis"]
+PARTS += ["statefulset/argocd-application-controller"]
+
+
+@deploy("argocd")
+def argocd() -> None:
+    settings = config()
+    if settings.workload.runtime != "k3s":
+        not_exercised("argocd", f"the service runs as a {settings.workload.runtime}", "argocd")
+        return
+    # Without the cluster there is nothing to put it in; deploys/k3s.py says why.
+    cluster, manifest = artifact("k3s", component="argocd"), artifact("argocd-manifest", component="argocd")
+    if cluster is None or manifest is None or manifest.path is None:
+        return
+    hosted = settings.argocd.repository is None
+    address = offsite_address()
+    if hosted and address is None:
+        not_exercised(
+            "argocd", "there is no deploy repository: argocd_repository and backups_offsite are None", "argocd"
+        )
+        return
+    found = secrets({"password": ARGOCD_PASSWORD, "key": ARGOCD_DEPLOY_KEY, "host": SFTP_HOST_KEY})
+    repository = settings.argocd.repository or hosted_url(address or "", settings.offsite.sftp_port)
+    known_hosts = [*settings.argocd.known_hosts]
+    if hosted:
+        known_hosts.append(known_host(address or "", settings.offsite.sftp_port, keys.public_key(found["host"])))
+
+    # configure
+    files = place(
+        name="configure",
+        component="argocd",
+        entries=[
+            Directory(ETC, mode="700"),
+            Content(render(manifest.path), f"{ETC}/install.yaml", mode="600"),
+            File("known-hosts.yaml.j2", f"{ETC}/known-hosts.yaml", mode="600"),
+            File("applications.yaml.j2", f"{ETC}/applications.yaml", mode="600"),
+        ],
+        values={"argocd": settings.argocd, "repository": repository, "known_hosts": known_hosts},
+    )
+    door = place(
+        name="configure the operator's way to it",
+        component="argocd",
+        entries=[
+            File("minipc-argocd.socket.j2", "/etc/systemd/system/minipc-argocd.socket"),
+            File("minipc-argocd.service.j2", "/etc/systemd/system/minipc-argocd.service"),
+        ],
+        values={"argocd": settings.argocd, "node_port": NODE_PORT},
+    )
+
+    # activate
+    objects_present(name="know the repository's host", path=f"{ETC}/known-hosts.yaml", placed=files)
+    # Before its first start: it would make itself a password otherwise.
+    secret_present(
+        name="set the administrator's password",
+        namespace=NAMESPACE,
+        secret="argocd-secret",  # noqa: S106 - its name
+        data={"admin.password": hashed(found["password"])},
+        labels={"app.kubernetes.io/name": "argocd-secret", "app.kubernetes.io/part-of": "argocd"},
+    )
+    secret_present(
+        name="give it the key that reads the repository",
+        namespace=NAMESPACE,
+        secret="deploy-repository",  # noqa: S106 - its name
+        data={"type": "git", "url": repository, "sshPrivateKey": found["key"].reveal()},
+        labels={"argocd.argoproj.io/secret-type": "repository"},
+    )
+    once(name="bootstrap", namespace=NAMESPACE, path=f"{ETC}/install.yaml", manager=MANAGER, placed=files)
+    rolled_out(name="wait until it runs", namespace=NAMESPACE, parts=PARTS)
+    objects_present(name="point it at the repository", path=f"{ETC}/applications.yaml", placed=files)
+    unit(name="open the operator's way to it", unit="minipc-argocd.socket", restart_on=[door])
+
+
+def offsite_address() -> str | None:
+    """Where this machine reaches its off-site machine; None when it has none."""
+    alias = config().backups.offsite
+    if alias is None:
+        return None
+    data = inventory.get_host(alias).data
+    return data.offsite_address or data.ssh_hostname
+
+
+argocd()

@@ -1,0 +1,29 @@
+"""Container images as files, where K3s imports them from: a rebuild needs no registry.
+
+pyinfra inventory/production.py deploys/images.py
+"""
+
+from pyinfra.api import deploy
+
+from minipc.guards import artifact, config, not_exercised
+from minipc.operations import Directory, place, push
+
+# K3s imports what it finds here, when it starts and when a file changes.
+IMAGES = "/var/lib/rancher/k3s/agent/images"
+FILES = (("k3s-images", "k3s.tar.zst"), ("argocd-images", "argocd.tar"), ("workload-image", "workload.tar"))
+
+
+@deploy("images")
+def images() -> None:
+    settings = config()
+    if settings.workload.runtime != "k3s":
+        not_exercised("images", f"the service runs as a {settings.workload.runtime}, without containers", "images")
+        return
+    place(name="make the directory", component="images", entries=[Directory(IMAGES)])
+    for name, file in FILES:
+        found = artifact(name, component="images")
+        if found:
+            push(name=f"place {name}", artifact=found, path=f"{IMAGES}/{file}", mode="644")
+
+
+images()

@@ -1,0 +1,1 @@
+"""ArgoCD's own desired state: the upstream manifest, cut down to what one machine needs."""

@@ -1,0 +1,240 @@
+"""K3s and ArgoCD without a machine: every template renders and parses, units are valid, the manifest is cut down."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import bcrypt
+import pytest
+import yaml
+
+from minipc.argocd import manifest
+from minipc.argocd.password import hashed
+from minipc.config import load
+from minipc.errors import MinipcError
+from minipc.facts.k3s import ClusterNode, ObjectsDiffer, PartsReady, hash_of
+from minipc.lab import inventory
+from minipc.lab.machine import Machine
+from minipc.lab.nspawn import capability_options
+from minipc.operations.files import File, render
+from minipc.paths import ROOT
+from minipc.secrets import Secret
+
+GHCR = {"name": "ghcr", "host": "ghcr.io", "username": "you"}
+SETTINGS = load("lab", host_operator_keys=[], k3s_registries=[GHCR])
+VALUES = {
+    "workload": load("lab", host_operator_keys=[], workload_runtime="k3s").workload,
+    "k3s": SETTINGS.k3s,
+    "argocd": SETTINGS.argocd,
+    "node_name": "minipc",
+    "node_port": manifest.NODE_PORT,
+    "names": ["10.77.0.10", "fd77::10"],
+    "registries": SETTINGS.k3s.registries,
+    "passwords": {"ghcr": Secret("k3s.registry.ghcr", "opensesame")},
+    "address": "10.88.0.1",
+    "address_type": "IPv4",
+    "services": {"postgres": 5432, "redis": 6379},
+    "repository": "ssh://git@10.0.0.1:2222/deploy.git",
+    "known_hosts": ["[10.0.0.1]:2222 ssh-ed25519 AAAA"],
+}
+YAML = [
+    *(("k3s", path.name) for path in sorted((ROOT / "templates/k3s").glob("*.y*ml*"))),
+    *(("argocd", path.name) for path in sorted((ROOT / "templates/argocd").glob("*.y*ml*"))),
+    ("k3s", "kubelet.conf"),
+    ("k3s", "lab-kubelet.conf"),
+]
+
+
+def rendered(component: str, name: str) -> str:
+    entry = render(component, File(name, "/x"), VALUES)
+    assert isinstance(entry, File)
+    assert entry.content is not None
+    return entry.content.decode()
+
+
+@pytest.mark.parametrize(("component", "name"), YAML)
+def test_every_file_parses_and_says_where_it_is_from(component, name):
+    text = rendered(component, name)
+    assert f"templates/{component}/{name}" in text.splitlines()[0]
+    for document in yaml.safe_load_all(text):
+        assert isinstance(document, dict)
+        assert "apiVersion" not in document or "kind" in document
+
+
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [("k3s", "k3s.service"), ("argocd", "minipc-argocd.service.j2"), ("argocd", "minipc-argocd.socket.j2")],
+)
+def test_units_are_valid(component, name, tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("NOT EXERCISED: no systemd-analyze here")
+    for each in {name, "minipc-argocd.service.j2", "minipc-argocd.socket.j2"}:
+        folder = "argocd" if "argocd" in each else component
+        # The programs are on the machine, not here.
+        text = rendered(folder, each).replace("/usr/local/bin/k3s", "/bin/true")
+        text = text.replace("/usr/lib/systemd/systemd-socket-proxyd", "/bin/true")
+        (tmp_path / each.removesuffix(".j2")).write_text(text)
+    unit = tmp_path / name.removesuffix(".j2")
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True)
+    complaints = [line for line in done.stderr.splitlines() if str(tmp_path) in line or unit.name in line]
+    assert complaints == []
+
+
+def test_the_certificate_has_the_names_and_the_arguments_are_lists():
+    configuration = yaml.safe_load(rendered("k3s", "config.yaml.j2"))
+    assert configuration["tls-san"] == ["10.77.0.10", "fd77::10"]
+    assert configuration["secrets-encryption"] is True
+    assert configuration["protect-kernel-defaults"] is True
+    assert configuration["write-kubeconfig-mode"] == "0600"
+    assert {"traefik", "servicelb"} <= set(configuration["disable"])
+    assert all(isinstance(value, list) for key, value in configuration.items() if key.endswith("-arg"))
+
+
+def test_what_the_lab_needs_is_nowhere_in_the_production_files():
+    for name in ("config.yaml.j2", "kubelet.conf", "k3s.service"):
+        text = (ROOT / "templates/k3s" / name).read_text()
+        for word in ("KubeletInUserNamespace", "failCgroupV1", "conntrack-max", "oom_score"):
+            assert word not in text
+
+
+def test_a_registrys_password_is_in_its_file_only():
+    assert yaml.safe_load(rendered("k3s", "registries.yaml.j2"))["configs"]["ghcr.io"]["auth"] == {
+        "username": "you",
+        "password": "opensesame",
+    }
+
+
+def test_a_machine_for_k3s_runs_k3s_and_its_off_site_machine_hosts_the_repository(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINIPC_STATE_DIR", str(tmp_path))
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJaZ0b2Yt7mJcRrHq3sQx3u2Tn0f7cVg5rJ1WwqkXo2b lab"
+    monkeypatch.setattr(inventory, "client_public_key", lambda: key)
+    monkeypatch.setattr(inventory, "client_key", lambda: tmp_path / "key")
+    made = [
+        Machine(name, index, 6, "image", host_key=key, k3s=name.startswith("a"))
+        for index, name in enumerate(["a", "a-2", "offsite-a", "b", "offsite-b"])
+    ]
+    monkeypatch.setattr(inventory, "load_all", lambda: made)
+    hosts = dict(inventory.lab_hosts())
+    assert {name for name, data in hosts.items() if data.get("workload_runtime") == "k3s"} == {"a", "a-2"}
+    assert (hosts["offsite-a"]["offsite_deploy_repository"], hosts["offsite-b"]["offsite_deploy_repository"]) == (
+        True,
+        False,
+    )
+
+
+def test_only_a_machine_for_k3s_keeps_the_capability_that_pods_have_by_default():
+    plain, for_k3s = (" ".join(capability_options(Machine("m", 0, 6, "i", k3s=k3s))) for k3s in (False, True))
+    assert "drop-capability=CAP_AUDIT_CONTROL,CAP_AUDIT_WRITE,CAP_SYS_TIME" in plain
+    assert "drop-capability=CAP_AUDIT_CONTROL,CAP_SYS_TIME" in for_k3s
+
+
+# --- facts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_node_is_ready_when_it_says_so():
+    status = '{"status": {"conditions": [{"type": "Ready", "status": "%s"}], "nodeInfo": {"kubeletVersion": "v1"}}}'
+    assert ClusterNode().process([status % "True"]).ready
+    assert not ClusterNode().process([status % "Unknown"]).ready
+    assert ClusterNode().process(["{}"]).version == ""
+
+
+def test_objects_are_the_same_only_when_the_cluster_says_so():
+    assert not ObjectsDiffer().process(["0"])
+    assert all(ObjectsDiffer().process([code]) for code in ("1", "127"))
+
+
+def test_parts_are_ready_when_all_pods_of_the_newest_generation_are():
+    item = (
+        '{"metadata": {"generation": 2}, "spec": {"replicas": 1},'
+        ' "status": {"readyReplicas": %d, "observedGeneration": %d}}'
+    )
+    assert PartsReady().process([f'{{"items": [{item % (1, 2)}]}}'])
+    assert not PartsReady().process([f'{{"items": [{item % (0, 2)}]}}'])
+    assert not PartsReady().process([f'{{"items": [{item % (1, 1)}]}}'])
+    assert not PartsReady().process(["{}"])
+
+
+def test_the_hash_of_a_secret_is_that_of_what_kubectl_prints():
+    printed = "Yg==\nMQ==\n"  # values of the keys in order, base64
+    done = subprocess.run(["sha256sum"], input=printed.encode(), capture_output=True)
+    assert hash_of({"z": "1", "a": "b"}) == done.stdout.decode().split()[0]
+
+
+# --- ArgoCD's manifest ----------------------------------------------------------------------------------------------
+
+
+def workload(kind: str, name: str) -> dict:
+    container = {"name": "c", "image": f"registry.test/{name}:v1", "imagePullPolicy": "Always"}
+    pod = {"containers": [container], "initContainers": [dict(container)]}
+    return {"kind": kind, "metadata": {"name": name}, "spec": {"template": {"spec": pod}}}
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Path:
+    documents = [
+        {"kind": "CustomResourceDefinition", "metadata": {"name": "applications.argoproj.io"}},
+        {"kind": "ClusterRole", "metadata": {"name": "argocd-server"}},
+        {"kind": "Secret", "metadata": {"name": "argocd-secret"}},
+        {"kind": "ConfigMap", "metadata": {"name": "argocd-ssh-known-hosts-cm"}},
+        {"kind": "ConfigMap", "metadata": {"name": "argocd-cm"}, "data": {"kept": "1"}},
+        {"kind": "ConfigMap", "metadata": {"name": "argocd-cmd-params-cm"}},
+        {
+            "kind": "Service",
+            "metadata": {"name": "argocd-server"},
+            "spec": {"ports": [{"port": 80, "targetPort": 8080}, {"port": 443, "targetPort": 8080}]},
+        },
+        *(workload("Deployment", name) for name in ("argocd-dex-server", "argocd-notifications-controller")),
+        *(workload("Deployment", name) for name in ("argocd-repo-server", "argocd-server", "argocd-redis")),
+        workload("StatefulSet", "argocd-application-controller"),
+    ]
+    path = tmp_path / "install.yaml"
+    path.write_text(yaml.safe_dump_all(documents))
+    return path
+
+
+def test_what_one_person_does_not_need_and_what_is_not_for_git_is_left_out(upstream):
+    text = manifest.render(upstream).decode()
+    for name in ("dex", "notifications", "argocd-secret", "known-hosts"):
+        assert name not in text
+    assert "applications.argoproj.io" in text
+
+
+def test_images_are_never_pulled_when_they_are_there_and_memory_is_bounded(upstream):
+    documents = {
+        (each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(manifest.render(upstream))
+    }
+    for name in manifest.RESOURCES:
+        kind = "StatefulSet" if "controller" in name else "Deployment"
+        pod = documents[kind, name]["spec"]["template"]["spec"]
+        assert {each["imagePullPolicy"] for each in pod["containers"] + pod["initContainers"]} == {"IfNotPresent"}
+        assert "memory" in pod["containers"][0]["resources"]["limits"]
+    ports = documents["Service", "argocd-server"]["spec"]["ports"]
+    assert ports == [{"port": 443, "targetPort": 8080, "nodePort": manifest.NODE_PORT}]
+    settings = documents["ConfigMap", "argocd-cm"]
+    assert settings["metadata"]["namespace"] == "argocd"
+    assert settings["data"] == {"kept": "1", **manifest.SETTINGS}
+    assert "namespace" not in documents["ClusterRole", "argocd-server"]["metadata"]
+
+
+def test_rendering_is_repeatable(upstream):
+    assert manifest.render(upstream) == manifest.render(upstream)
+
+
+def test_another_file_is_refused(tmp_path):
+    path = tmp_path / "install.yaml"
+    path.write_text("kind: ConfigMap\nmetadata: {name: a}\n")
+    with pytest.raises(MinipcError, match="lacks argocd-application-controller"):
+        manifest.render(path)
+    path.write_text("{")
+    with pytest.raises(MinipcError, match="not ArgoCD's manifest"):
+        manifest.render(path)
+
+
+def test_the_password_is_a_bcrypt_hash_and_the_same_each_time():
+    password = Secret("argocd.admin_password", "opensesame")
+    kept = hashed(password)
+    assert kept == hashed(password)
+    assert bcrypt.checkpw(b"opensesame", kept.encode())
+    assert kept != hashed(Secret("argocd.admin_password", "opensesamf"))

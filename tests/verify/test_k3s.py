@@ -1,0 +1,221 @@
+"""K3s: the node takes pods, strangers get nowhere, Secrets are encrypted, pods have no privileges, data is reached."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets as random
+import shlex
+
+import pytest
+import yaml
+
+from tests.verify.conftest import eventually, not_exercised
+
+KUBECTL = "k3s kubectl --request-timeout=20s"
+UNIT = "k3s.service"
+API_PORT = 6443
+STATE = "/var/lib/rancher/k3s/server/db/state.db"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _is_here(settings, sh):
+    if settings.workload.runtime != "k3s":
+        not_exercised(f"the service runs as a {settings.workload.runtime}")
+    if not sh("ls /usr/local/bin/k3s 2>/dev/null || true"):
+        not_exercised("the artifact k3s could not be had")
+
+
+@pytest.fixture(scope="session")
+def kubectl(sh):
+    """Asks the cluster as its administrator."""
+    return lambda *words: sh(f"{KUBECTL} {shlex.join(words)}")
+
+
+@pytest.fixture(scope="session")
+def get(kubectl):
+    """An object of the cluster."""
+    return lambda *words: json.loads(kubectl("get", *words, "--output", "json"))
+
+
+@pytest.fixture(scope="session")
+def configuration(sh):
+    """config.yaml with what a lab machine adds."""
+    return yaml.safe_load(sh("cat /etc/rancher/k3s/config.yaml"))
+
+
+def test_the_node_takes_pods(get, settings):
+    conditions = {each["type"]: each["status"] for each in get("node", settings.host.name)["status"]["conditions"]}
+    assert conditions.pop("Ready") == "True"
+    assert set(conditions.values()) == {"False"}, conditions
+
+
+def test_there_is_one_node_or_those_of_the_inventory(get, settings):
+    names = [node["metadata"]["name"] for node in get("nodes")["items"]]
+    assert settings.host.name in names
+
+
+def test_the_unit_starts_at_boot_and_comes_back(units):
+    found = units(UNIT)
+    assert (found["UnitFileState"], found["Restart"], found["KillMode"]) == ("enabled", "always", "process")
+
+
+def test_nothing_comes_along_that_was_not_asked_for(get):
+    deployments = {(each["metadata"]["namespace"], each["metadata"]["name"]) for each in get("deploy", "-A")["items"]}
+    assert {name for namespace, name in deployments if namespace == "kube-system"} == {"coredns"}
+
+
+def test_names_are_resolved(get):
+    coredns = get("deploy", "coredns", "-n", "kube-system")["status"]
+    assert coredns.get("readyReplicas") == 1
+
+
+# --- who gets in ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("port", [API_PORT, 10250])
+def test_the_public_reaches_neither_api_nor_kubelet(environment, public, port):
+    if environment != "lab":
+        not_exercised("the controller stands on the operator side")
+    for address in public.addresses:
+        done = public.run("curl", "--silent", "--insecure", "--max-time", "2", "--noproxy", "*", _url(address, port))
+        assert done.returncode in (7, 28), done
+
+
+def test_the_operator_reaches_the_api_and_needs_a_certificate(operator):
+    done = operator.run(
+        *("curl", "--silent", "--insecure", "--max-time", "10", "--noproxy", "*"),
+        *("--write-out", "\n%{http_code}", _url(operator.ipv4, API_PORT) + "/api"),
+    )
+    assert done.stdout.endswith("\n401"), done
+
+
+def test_the_certificate_names_where_the_operator_connects(sh, settings):
+    for name in (settings.vpn.address, settings.vpn.address_ipv6, "127.0.0.1"):
+        shown = sh(
+            f"echo | openssl s_client -connect 127.0.0.1:{API_PORT} 2>/dev/null | openssl x509 -noout -checkip {name}"
+        )
+        assert "does match" in shown, shown
+
+
+def test_the_administrators_credentials_are_roots_alone(sh):
+    for path in ("/etc/rancher/k3s/k3s.yaml", "/etc/rancher/k3s/token", "/etc/rancher/node/password"):
+        assert sh(f"stat -c '%U %a' {path}") == "root 600", path
+    assert sh("stat -c '%U %a' /etc/rancher/k3s") == "root 700"
+
+
+def test_a_strangers_token_opens_nothing(sh):
+    code = sh(
+        "curl --silent --insecure --noproxy '*' --output /dev/null --write-out '%{http_code}' "
+        f"--header 'Authorization: Bearer stranger' https://127.0.0.1:{API_PORT}/api"
+    )
+    assert code == "401"
+
+
+def test_the_kubelet_answers_no_stranger(sh):
+    code = "curl --silent --insecure --noproxy '*' --output /dev/null --write-out '%{http_code}' "
+    assert sh(f"{code} https://127.0.0.1:10250/pods") == "401"
+    assert "000" in sh(f"{code} http://127.0.0.1:10255/pods || true")
+
+
+def test_node_ports_answer_on_loopback_only(configuration):
+    assert "nodeport-addresses=127.0.0.0/8" in configuration["kube-proxy-arg"]
+
+
+# --- what is in it --------------------------------------------------------------------------------------------------
+
+
+def test_secrets_are_encrypted_where_they_are_kept(sh, kubectl):
+    value = random.token_hex(16)
+    # Deleted at once: it is nobody's.
+    kubectl("create", "secret", "generic", "verify-encryption", "-n", "workload", f"--from-literal=canary={value}")
+    try:
+        readable = base64.b64decode(
+            kubectl("get", "secret", "verify-encryption", "-n", "workload", "-o", "jsonpath={.data.canary}")
+        ).decode()
+        assert readable == value
+        found = sh(f"cat {STATE} {STATE}-wal 2>/dev/null | grep -c -a -e {value} || true")
+        encoded = base64.b64encode(value.encode()).decode().rstrip("=")[:-1]
+        found_encoded = sh(f"cat {STATE} {STATE}-wal 2>/dev/null | grep -c -a -e {encoded} || true")
+    finally:
+        kubectl("delete", "secret", "verify-encryption", "-n", "workload")
+    assert (found, found_encoded) == ("0", "0")
+    assert "Enabled" in sh("k3s secrets-encrypt status 2>/dev/null | head -n 1")
+
+
+def test_a_pod_with_privileges_is_refused(sh, configuration):
+    assert "admission-control-config-file=/etc/rancher/k3s/admission.yaml" in configuration["kube-apiserver-arg"]
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "verify-privileged", "namespace": "default"},
+        "spec": {"containers": [{"name": "a", "image": "a", "securityContext": {"privileged": True}}]},
+    }
+    refused = sh(f"echo {shlex.quote(json.dumps(pod))} | {KUBECTL} create --dry-run=server -f - 2>&1 || true")
+    assert 'violates PodSecurity "restricted' in refused
+
+
+def test_who_did_what_is_logged_without_contents(sh, kubectl):
+    name = f"verify-{random.token_hex(4)}"
+    kubectl("create", "secret", "generic", name, "-n", "workload", "--from-literal=canary=notinthelog")
+    kubectl("delete", "secret", name, "-n", "workload")
+    log = "/var/log/k3s/audit.log"
+    assert eventually(lambda: sh(f"grep -c {name} {log} || true") != "0", within_s=10)
+    assert sh(f"grep -c notinthelog {log} || true") == "0"
+    assert sh(f"stat -c '%U %a' {log} /var/log/k3s").splitlines() == ["root 600", "root 700"]
+
+
+def test_the_databases_have_addresses_in_the_cluster(get, settings):
+    for name, port in (("postgres", settings.postgres.port), ("redis", settings.redis.port)):
+        service = get("service", name, "-n", "workload")["spec"]
+        assert "selector" not in service
+        assert service["ports"][0]["port"] == port
+        (part,) = get("endpointslices", "-n", "workload", "-l", f"kubernetes.io/service-name={name}")["items"]
+        assert part["endpoints"][0]["addresses"] == [settings.host.service_address]
+        assert part["ports"][0]["port"] == port
+
+
+def test_pods_reach_the_databases_and_not_ssh(sh, settings):
+    """From a pod's place in the network, without a pod."""
+    bridge = sh("ip -brief address show cni0 2>/dev/null | awk '{print $3}'")
+    if not bridge:
+        not_exercised("no pod runs here yet")
+    address, prefix = bridge.split("/")
+    guest = f"{address.rsplit('.', 1)[0]}.250"
+    reach = f"ip netns exec verify-pod timeout 3 bash -c '</dev/tcp/{settings.host.service_address}/%d' 2>/dev/null"
+    lines = [
+        "ip netns add verify-pod",
+        "ip link add verify0 type veth peer name eth0 netns verify-pod",
+        "ip link set verify0 master cni0 up",
+        f"ip -n verify-pod address add {guest}/{prefix} dev eth0",
+        "ip -n verify-pod link set eth0 up",
+        f"ip -n verify-pod route add default via {address}",
+        *(
+            f"{reach % port} && echo {port}"
+            for port in (settings.postgres.port, settings.redis.port, API_PORT, 22, settings.backups.drill_port)
+        ),
+    ]
+    try:
+        reached = sh(f"({'; '.join(lines)}; true)").split()
+    finally:
+        sh("ip netns del verify-pod; ip link del verify0 2>/dev/null || true")
+    assert reached == [str(settings.postgres.port), str(settings.redis.port), str(API_PORT)]
+
+
+def test_it_comes_back_and_pods_stay(disturb, get, kubectl, settings):
+    before = get("pods", "-n", "kube-system", "-l", "k8s-app=kube-dns")["items"][0]["status"]["containerStatuses"]
+    disturb(f"systemctl kill --kill-whom=main -s KILL {UNIT}")
+
+    def is_back():
+        try:
+            return disturb(f"systemctl is-active {UNIT} && {KUBECTL} get --raw /readyz").endswith("ok")
+        except AssertionError:
+            return False
+
+    assert eventually(is_back, within_s=120, every_s=1)
+    after = get("pods", "-n", "kube-system", "-l", "k8s-app=kube-dns")["items"][0]["status"]["containerStatuses"]
+    assert [each["containerID"] for each in after] == [each["containerID"] for each in before]
+
+
+def _url(address: str, port: int) -> str:
+    return f"https://[{address}]:{port}" if ":" in address else f"https://{address}:{port}"
