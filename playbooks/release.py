@@ -190,8 +190,7 @@ def release(service: Service, before: Application, desired: Commit, timeout_s: f
     for line in smoke_lines(service.cluster, after):
         service.say(line)
     if after.operation == SUCCEEDED:
-        now = datetime.datetime.now(datetime.UTC)
-        service.repository.mark_released(service.environment, desired.hash, f"{now:%Y%m%dT%H%M%SZ}")
+        _mark(service, desired)
         service.say(f"{SIGNS['pass']} PASS  {desired.hash[:12]} is released; its smoke passed")
         return EXIT_PASS
     for line in (*reasons(after), *serving(service.cluster)):
@@ -199,6 +198,15 @@ def release(service: Service, before: Application, desired: Commit, timeout_s: f
     service.say(f"{SIGNS['fail']} FAIL  {desired.hash[:12]} is not released: {after.operation_message}")
     service.say("  next: `minipc release rollback`, or mend it with another commit and `minipc release sync`")
     return EXIT_FAIL
+
+
+def _mark(service: Service, desired: Commit) -> None:
+    """A tag that can be gone back to. Without it the release is no worse; only the cluster remembers it."""
+    now = datetime.datetime.now(datetime.UTC)
+    try:
+        service.repository.mark_released(service.environment, desired.hash, f"{now:%Y%m%dT%H%M%SZ}")
+    except CouldNotVerifyError as error:
+        service.say(f"it has no tag: {error.what}")
 
 
 def reasons(after: Application) -> list[str]:

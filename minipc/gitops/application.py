@@ -19,6 +19,8 @@ REFRESH = "argocd.argoproj.io/refresh"
 RUNNING = ("Running", "Terminating")
 HEALTHY = "Healthy"
 SUCCEEDED = "Succeeded"
+# For so long the cluster may be silent while a sync goes on.
+SILENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -227,13 +229,23 @@ def wait(
 ) -> Application:
     """Waits for the sync that was started after `before` was read; shows each step as it changes.
 
+    A cluster that doesn't answer for a moment is asked again.
+
     Raises:
-        CouldNotVerifyError: it isn't over after so many seconds.
+        CouldNotVerifyError: it isn't over after so many seconds, or the cluster doesn't answer for a minute.
     """
     give_up_at = time.monotonic() + timeout_s
+    answered_at = time.monotonic()
     shown: dict[tuple[str, str], Step] = {}
     while True:
-        now = read(cluster, name)
+        try:
+            now = read(cluster, name)
+            answered_at = time.monotonic()
+        except CouldNotVerifyError:
+            if time.monotonic() > answered_at + SILENCE_S:
+                raise
+            time.sleep(pause_s)
+            continue
         if now.operation_started != before.operation_started:
             for step in now.steps:
                 if shown.get((step.phase, step.name)) != step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from minipc.gitops.cluster import NAMESPACE, Cluster, Object, items, kubectl
 
 REVISION = "org.opencontainers.image.revision"
 DIGEST = "minipc.local/image-digest"
+ATTEMPTS = 3
 ROLLOUT = "deployment.kubernetes.io/revision"
 REQUEST_ID = re.compile(r"^x-request-id:\s*([A-Za-z0-9._-]{1,128})\s*$", re.I | re.M)
 
@@ -140,11 +142,13 @@ def answering(cluster: Cluster, url: str, domain: str) -> tuple[str, str]:
     found = REQUEST_ID.search(cluster.run(command).replace("\r", ""))
     if not found:
         raise CouldNotVerifyError(f"{address}: the edge gave the request no id", "`minipc verify edge`")
-    logs = kubectl(
-        cluster, "logs", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=api", "--prefix", "--since=1m", "--tail=-1"
-    )
-    pod = pod_of(logs, found[1])
-    if not pod:
+    logs = ("logs", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=api", "--prefix", "--since=1m", "--tail=-1")
+    for _ in range(ATTEMPTS):
+        pod = pod_of(kubectl(cluster, *logs), found[1])
+        if pod:
+            break
+        time.sleep(1.0)  # the line may be a moment late
+    else:
         raise CouldNotVerifyError(
             f"no pod logged the request {found[1]} for {address}",
             "ask for a screen, such as /api/parking: probes are not logged, and the edge answers some paths itself",

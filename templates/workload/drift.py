@@ -28,6 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--application", default="workload")
     parser.add_argument("--metrics", help="write metrics here, in Prometheus' text format")
+    parser.add_argument("--count", action="store_true", help="print how many objects, nothing else")
     arguments = parser.parse_args()
     try:
         found = compare(arguments.application)
@@ -36,8 +37,12 @@ def main() -> int:
         return 1
     if arguments.metrics:
         write(arguments.metrics, metrics(found))
-    print(json.dumps(found))
+    print(amount(found) if arguments.count else json.dumps(found))
     return 0
+
+
+def amount(found: Object) -> int:
+    return len(found["changed"]) + len(found["missing"])
 
 
 def compare(application: str) -> Object:
@@ -110,7 +115,7 @@ def metrics(found: Object) -> str:
     return (
         "# HELP minipc_gitops_drift_objects Objects that someone changed or removed behind Git's back.\n"
         "# TYPE minipc_gitops_drift_objects gauge\n"
-        f"minipc_gitops_drift_objects {len(found['changed']) + len(found['missing'])}\n"
+        f"minipc_gitops_drift_objects {amount(found)}\n"
         "# HELP minipc_gitops_drift_checked_timestamp_seconds When that was found out.\n"
         "# TYPE minipc_gitops_drift_checked_timestamp_seconds gauge\n"
         f"minipc_gitops_drift_checked_timestamp_seconds {int(time.time())}\n"

@@ -260,6 +260,35 @@ def test_a_sync_that_does_not_end_could_not_be_verified(remote, tmp_path, fast):
         release.sync(Desk(remote, cluster, tmp_path).service, timeout_s=0)
 
 
+def test_a_cluster_that_is_silent_for_a_moment_is_asked_again(remote, tmp_path, fast):
+    first, second = remote.push(2), remote.push(3)
+    cluster = FakeCluster(application(first))
+    cluster.outcome = lambda revision: succeeded(revision, first)
+    answer, silent = cluster.run, [True, True]
+
+    def run(command: str, stdin: bytes = b"", timeout_s: float = 60) -> str:
+        if cluster.operations and silent:
+            silent.pop()
+            raise CouldNotVerifyError("no answer")
+        return answer(command, stdin, timeout_s)
+
+    cluster.run = run
+    assert release.sync(Desk(remote, cluster, tmp_path).service) == 0
+    assert cluster.operations[0]["sync"]["revision"] == second
+
+
+def test_a_release_that_can_not_be_tagged_is_released_all_the_same(remote, tmp_path, fast):
+    first, _ = remote.push(2), remote.push(3)
+    cluster = FakeCluster(application(first))
+    cluster.outcome = lambda revision: succeeded(revision, first)
+    hook = remote.bare / "hooks/pre-receive"
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    desk = Desk(remote, cluster, tmp_path)
+    assert release.sync(desk.service) == 0
+    assert "it has no tag" in desk.text
+
+
 def test_a_repository_out_of_reach_is_named(tmp_path):
     with pytest.raises(CouldNotVerifyError, match=r"deploy repository .*nowhere"):
         Repository(str(tmp_path / "nowhere"), tmp_path / "clone", "main")

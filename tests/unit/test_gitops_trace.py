@@ -113,7 +113,8 @@ def test_an_address_leads_to_the_pod_that_answers(cluster):
     assert "https://service.test/api/outing" in cluster.commands[0]
 
 
-def test_an_address_elsewhere_is_refused_and_a_quiet_one_explained(cluster):
+def test_an_address_elsewhere_is_refused_and_a_quiet_one_explained(cluster, monkeypatch):
+    monkeypatch.setattr(trace.time, "sleep", lambda _: None)
     with pytest.raises(ConfigError, match="is not at"):
         trace.answering(cluster, "https://example.org/", "service.test")
     with pytest.raises(CouldNotVerifyError, match="no id"):
