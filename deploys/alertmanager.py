@@ -5,12 +5,15 @@ pyinfra inventory/production.py deploys/alertmanager.py
 
 from pyinfra.api import deploy
 
+from minipc import keys
 from minipc.checks import load
 from minipc.checks.pace import paced
 from minipc.checks.rules import inhibitions
-from minipc.guards import config, not_exercised, secrets
-from minipc.operations import Absent, Directory, File, SecretFile, install, place, unit
-from minipc.secrets.catalogue import SLACK_URL, WATCHDOG_URL
+from minipc.config import Settings
+from minipc.guards import config, not_exercised, offsite_address, secrets
+from minipc.operations import Absent, Content, Directory, File, SecretFile, install, place, unit
+from minipc.secrets import Secret
+from minipc.secrets.catalogue import SLACK_URL, TLS_KEY, WATCHDOG_URL, WATCHER_PING_TOKEN
 
 ETC = "/etc/prometheus/minipc"
 PORT = 9093
@@ -20,8 +23,10 @@ PORT = 9093
 def alertmanager() -> None:
     settings = config()
     told = {"slack": settings.alertmanager.slack, "watchdog": settings.alertmanager.watchdog}
-    names = {"slack": SLACK_URL, "watchdog": WATCHDOG_URL}
-    urls = secrets({key: name for key, name in names.items() if told[key]})
+    urls = secrets({key: name for key, name in {"slack": SLACK_URL}.items() if told[key]})
+    authority: str | None = None
+    if told["watchdog"]:
+        urls["watchdog"], authority = _who_waits(settings)
     if not told["slack"]:
         not_exercised("alerts reach Slack", "alertmanager_slack is False", "alertmanager")
     values = {
@@ -30,6 +35,7 @@ def alertmanager() -> None:
         "host": settings.host,
         "inhibitions": inhibitions(load()),
         "etc": ETC,
+        "own_watcher": authority is not None,
         "port": PORT,
         "paced": lambda duration: paced(f"for: {duration}", settings.prometheus.pace).removeprefix("for: "),
     }
@@ -50,6 +56,7 @@ def alertmanager() -> None:
                 for key, url in urls.items()
             ),
             *(Absent(f"{ETC}/{key}_url") for key in told if key not in urls),
+            Content(authority.encode(), f"{ETC}/watcher.crt") if authority else Absent(f"{ETC}/watcher.crt"),
             File("alertmanager.yml.j2", f"{ETC}/alertmanager.yml", check="amtool check-config {path}"),
         ],
         values=values,
@@ -63,6 +70,18 @@ def alertmanager() -> None:
 
     # activate
     unit(name="activate", unit="prometheus-alertmanager.service", restart_on=[hardening], reload_on=[files])
+
+
+def _who_waits(settings: Settings) -> tuple[Secret, str | None]:
+    """The address that is pinged: one of the operator's choice, else the watcher's; and the latter's certificate."""
+    given = secrets({"url": WATCHDOG_URL}, optional=["url"])
+    address = offsite_address()
+    if "url" in given or address is None:
+        return secrets({"url": WATCHDOG_URL})["url"], None
+    found = secrets({"token": WATCHER_PING_TOKEN, "tls": TLS_KEY})
+    host = f"[{address}]" if ":" in address else address
+    url = f"https://{host}:{settings.watcher.ping_port}/ping/{found['token'].reveal()}"
+    return Secret(WATCHDOG_URL, url), keys.certificate(found["tls"], address)
 
 
 alertmanager()

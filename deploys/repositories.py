@@ -9,12 +9,11 @@ import json
 from ipaddress import ip_address
 from typing import Any
 
-from pyinfra import inventory
 from pyinfra.api import deploy
 
 from minipc import keys
 from minipc.components import backup_paths
-from minipc.guards import config, not_exercised, refuse_another_database, secrets
+from minipc.guards import config, not_exercised, offsite_address, refuse_another_database, secrets
 from minipc.operations import Content, Directory, File, SecretFile, install, place
 from minipc.secrets.catalogue import (
     REST_PASSWORD,
@@ -96,15 +95,6 @@ def repositories() -> None:
             *(File(f"{source}.py", f"{BIN}/{program}", mode="755") for program, source in PROGRAMS.items()),
         ],
     )
-
-
-def offsite_address() -> str | None:
-    """Where this machine reaches its off-site machine; None when it has none."""
-    alias = config().backups.offsite
-    if alias is None:
-        return None
-    data = inventory.get_host(alias).data
-    return data.offsite_address or data.ssh_hostname
 
 
 def _machine_settings(repos: list[int]) -> dict[str, Any]:

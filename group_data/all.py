@@ -366,7 +366,8 @@ prometheus_pace = 1
 alertmanager_slack = True
 # OPTIONAL. "#channel" or "@person"; None: the one that the webhook belongs to.
 alertmanager_slack_channel = None
-# OPTIONAL. A ping every few minutes to whoever shouts when it stops; needs the secret `alertmanager.watchdog_url`.
+# OPTIONAL. A ping every 5 minutes to whoever shouts when it stops: the watcher on the off-site machine, or the address
+# in the secret `alertmanager.watchdog_url`.
 alertmanager_watchdog = False
 # OPTIONAL. Where the triage chapter can be read by whoever gets an alert; with https:// it becomes a link.
 alertmanager_runbook_url = "docs/runbook-triage.md"

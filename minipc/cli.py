@@ -191,6 +191,15 @@ def triage(environment: Any, alias: str | None) -> None:
     sys.exit(look(environment, alias))
 
 
+@cli.command()
+@_environment_option
+def drift(environment: Any, alias: str | None) -> None:
+    """Plan, and let monitoring know; for a nightly timer on the controller. Exits 2 when the machine drifted."""
+    from playbooks.drift import drift as look
+
+    sys.exit(look(environment, alias))
+
+
 @cli.group()
 def backup() -> None:
     """Backups of the mini PC; it takes them by itself, too."""

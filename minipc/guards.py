@@ -82,6 +82,15 @@ def secrets(names: Mapping[str, str], optional: Iterable[str] = ()) -> dict[str,
     return {key: found[name] for key, name in wanted.items()} | there
 
 
+def offsite_address() -> str | None:
+    """Where this machine reaches its off-site machine; None when it has none."""
+    alias = config().backups.offsite
+    if alias is None:
+        return None
+    data = context.inventory.get_host(alias).data
+    return str(data.offsite_address or data.ssh_hostname)
+
+
 def not_exercised(what: str, why: str, component: str) -> None:
     """Says loudly that a part is left out; every report counts it."""
     logger.warning("NOT EXERCISED: %s: %s", what, why)

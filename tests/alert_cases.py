@@ -155,6 +155,7 @@ CASES: dict[str, list[Case]] = {
             {"db_pool_waiting": "2x40", "db_pool_size": "8x40", "db_pool_max": "8x40"},
             {"db_pool_waiting": "2x40", "db_pool_size": "4x40", "db_pool_max": "8x40"},
         ),
+        level("GitOpsDrift", "minipc_gitops_drift_objects", "1", "0", "12m"),
         Case("CacheErrors", {"cache_errors_total": "0+2x40"}, {"cache_errors_total": "9x40"}, at="8m"),
     ],
     "postgres": [
@@ -188,6 +189,14 @@ CASES: dict[str, list[Case]] = {
         level("RpoOverBudget", 'minipc_drill_rpo_seconds{repo="repo1"}', "90000", "300", "1m"),
         level("RtoOverBudget", 'minipc_drill_duration_seconds{repo="repo1"}', "15000", "300", "1m"),
         level("RtoOverBudget", "minipc_rehearsal_rto_seconds", "15000", "300", "1m"),
+        level("RehearsalFailed", "minipc_rehearsal_success", "0", "1", "1m"),
+        Case(
+            "BundleOutdated",
+            {"minipc_bundle_matches": "0x320"},
+            {"minipc_bundle_matches": "1x320", "minipc_bundle_created_timestamp_seconds": "0x320"},
+            at="65m",
+        ),
+        Case("BundleOutdated", {"minipc_bundle_created_timestamp_seconds": "-7776000x320"}, {}, at="65m"),
     ],
     "host": [
         Case(
@@ -223,6 +232,9 @@ CASES: dict[str, list[Case]] = {
             {'node_systemd_unit_state{name="minipc-drill.timer",state="active"}': "1x80"},
             at="12m",
         ),
+        level("HostDrift", "minipc_drift_changes", "2", "0", "1m"),
+        level("DriftUnchecked", "minipc_drift_checked_timestamp_seconds", "-180000", "-100000", "1m"),
+        level("DriftUnchecked", "minipc_drift_check_success", "0", "1", "1m"),
     ],
     "edge": [
         level(
@@ -257,6 +269,14 @@ CASES: dict[str, list[Case]] = {
         level("ConfigurationRefused", "prometheus_config_last_reload_successful", "0", "1", "2m"),
         level("ConfigurationRefused", "alertmanager_config_last_reload_successful", "0", "1", "2m"),
         level("TextfileUnreadable", "node_textfile_scrape_error", "1", "0", "2m"),
+    ],
+    "loki": [
+        Case(
+            "LogSilence",
+            {"loki_distributor_lines_received_total": "100x80"},
+            {"loki_distributor_lines_received_total": "0+1x80"},
+            at="17m",
+        )
     ],
     "alertmanager": [
         Case(

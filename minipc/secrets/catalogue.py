@@ -167,7 +167,8 @@ def whole(settings: Settings) -> list[Entry]:
     """The secrets of all components for a configuration, in converge order."""
     sentry = [replace(entry, optional=not settings.workload.sentry) for entry in needed("workload")]
     dns = [replace(entry, optional=settings.dns.provider != "cloudflare") for entry in needed("dns")]
-    told = {SLACK_URL: settings.alertmanager.slack, WATCHDOG_URL: settings.alertmanager.watchdog}
+    alone = settings.alertmanager.watchdog and settings.backups.offsite is None
+    told = {SLACK_URL: settings.alertmanager.slack, WATCHDOG_URL: alone}
     alerts = [replace(entry, optional=not told[entry.name]) for entry in needed("alertmanager")]
     return [
         *needed("vpn"),

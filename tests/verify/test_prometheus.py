@@ -16,7 +16,11 @@ UNITS = ["prometheus.service", *(f"prometheus-{name}-exporter.service" for name 
 LATER = {
     "minipc_backup_path_present": "a backup of configuration and state",
     "minipc_drill_": "a restore drill",
-    "minipc_rehearsal_": "a rehearsal of production",
+    "minipc_rehearsal_": "a rehearsal, and `minipc drift` after it",
+    "minipc_drift_": "`minipc drift`",
+    "minipc_bundle_": "a break-glass bundle",
+    "loki_": "Loki, where its artifact could be had",
+    "minipc_gitops_": "K3s and a deploy repository",
     "node_timex_": "a machine that may ask for its clock's state; a container may not",
     "service:http_errors:ratio_30d": "five minutes of measuring",
     "service:http_error_budget:": "five minutes of measuring",
