@@ -277,7 +277,12 @@ FAULTS: tuple[Fault, ...] = (
     Fault("repo1-lost", "the local repository died before the machine did", before_loss=_lose_repo1),
     Fault("rebuild-crash", "the computer that rebuilds dies half-way", meanwhile=_crash),
     Fault("restore-interrupted", "the new machine loses its power during the restore", meanwhile=_cut_the_power),
-    Fault("lost-machine-returns", "the lost machine is switched on again", after=_switch_the_lost_one_on),
+    Fault(
+        "lost-machine-returns",
+        "the lost machine is switched on again",
+        after=_switch_the_lost_one_on,
+        until=phases.DATA,
+    ),
 )
 
 
