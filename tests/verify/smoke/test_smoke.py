@@ -17,12 +17,6 @@ OUTCOMES = "/var/lib/minipc/backups/outcomes.json"
 
 
 @pytest.fixture(scope="module")
-def service(settings):
-    if settings.workload.runtime != "stand-in":
-        not_exercised(f"the runtime {settings.workload.runtime} is not deployed by this version")
-
-
-@pytest.fixture(scope="module")
 def user(service, sql):
     """A user of its own, of whom nothing stays."""
     name = f"smoke-{random.token_hex(6)}"
