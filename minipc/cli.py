@@ -16,6 +16,7 @@ from minipc.variables import BREAK_GLASS_VARIABLE
 
 _LAZY = {
     "lab": "minipc.lab.cli:lab",
+    "image": "minipc.lab.image_cli:image",
     "artifacts": "minipc.artifacts.cli:artifacts",
     "bundle": "minipc.bundle.cli:bundle",
     "secrets": "minipc.secrets.cli:secrets",
@@ -131,7 +132,7 @@ def verify(names: tuple[str, ...], smoke: bool, environment: Any, alias: str | N
     show_default=True,
     help="Whose group_data to try, with generated secrets.",
 )
-@click.option("--backend", type=click.Choice(["nspawn"]), default="nspawn", show_default=True)
+@click.option("--backend", type=click.Choice(["nspawn", "qemu"]), default="nspawn", show_default=True)
 @click.option("--keep", is_flag=True, help="Leave the machine up and say how to reach it.")
 @click.option("--name", default="rehearsal", show_default=True, help="Name of the disposable machine.")
 @click.option(
@@ -148,7 +149,7 @@ def verify(names: tuple[str, ...], smoke: bool, environment: Any, alias: str | N
 @click.option("--list-faults", is_flag=True, help="List the faults, and what is expected of each.")
 def rehearse(
     group: Any,
-    backend: str,
+    backend: Any,
     keep: bool,
     name: str,
     runtime: str,

@@ -36,7 +36,7 @@ from minipc.variables import REHEARSE_AS_VARIABLE
 from minipc.verification import verify
 from minipc.wording import count
 from minipc.workload import image as images
-from playbooks import gitops, separation
+from playbooks import gitops, real_kernel, separation
 from playbooks.adopt import adopt
 from playbooks.backup import take
 from playbooks.elsewhere import Elsewhere, Stick, end, seal
@@ -67,7 +67,7 @@ class Options:
     """
 
     group: Literal["lab", "production"] = "lab"
-    backend: str = "nspawn"
+    backend: lab.BackendName = "nspawn"
     keep: bool = False
     name: str = "rehearsal"
     k3s: bool = False
@@ -84,7 +84,8 @@ class Cast:
         """A blank machine."""
         k3s = self.options.k3s and not is_offsite(name)
         disk_gb += K3S_GB if k3s else 0
-        self.machines[name] = lab.up(name, keep=self.options.keep, disk_gb=disk_gb, k3s=k3s)
+        backend = self.options.backend
+        self.machines[name] = lab.up(name, keep=self.options.keep, disk_gb=disk_gb, k3s=k3s, backend=backend)
         return self.machines[name]
 
     def enrol(self, name: str) -> Target:
@@ -120,21 +121,25 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
     cast = Cast(options)
     told = records.Target(backend=options.backend, name=options.name, os="", kernel="", cpus=0, memory_mb=0)
     runtime: Literal["k3s", "stand-in"] | None = None
+    components: tuple[str, ...] = ()
     interrupted = False
     with watch(run.events), _group(options.group), sigterm_interrupts():
         try:
             with run.phase("prepare", "programs, base image, secrets"):
-                lab.ensure_prerequisites(install=True)
-                lab.image.ensure()
-                if options.k3s:
+                emulated = lab.ensure_backend(options.backend)
+                if options.k3s and not emulated:
                     images.ensure()
                 generate("lab")
-            with run.phase("boot", "two blank machines: the mini PC and the off-site one"):
-                offsite = cast.enrol(OFFSITE + options.name)
-                target = cast.enrol(options.name)
-                told, runtime = describe(target, options.backend), target.settings.workload.runtime
-            _build(run, target, offsite)
-            _lose_and_rebuild(run, cast, target)
+            if emulated:
+                components = real_kernel.COMPONENTS
+                told = real_kernel.rehearse(run, cast, CONVERGE)
+            else:
+                with run.phase("boot", "two blank machines: the mini PC and the off-site one"):
+                    offsite = cast.enrol(OFFSITE + options.name)
+                    target = cast.enrol(options.name)
+                    told, runtime = describe(target, options.backend), target.settings.workload.runtime
+                _build(run, target, offsite)
+                _lose_and_rebuild(run, cast, target)
         except PhaseFailedError:
             run.note(f"what was printed: {run.log}")
         except KeyboardInterrupt:
@@ -149,6 +154,7 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
         runtime=runtime,
         converge_phase=CONVERGE,
         overrides=overrides(options.group) if options.group != "lab" else [],
+        components=components,
     )
     report_path, record_path = run.publish(record)
     print_summary(record, report_path=report_path, record_path=record_path)

@@ -8,17 +8,31 @@ How it works and what it can't do: docs/concepts/lab.md.
 
 from __future__ import annotations
 
-from minipc.lab.lifecycle import destroy, down, ensure_image, list_machines, machine, power_off, reboot, start, up
+from minipc.lab.backends import BackendName
+from minipc.lab.lifecycle import (
+    destroy,
+    down,
+    ensure_backend,
+    ensure_image,
+    list_machines,
+    machine,
+    power_off,
+    reboot,
+    start,
+    up,
+)
 from minipc.lab.machine import Machine, find
 from minipc.lab.nspawn import console_command
 from minipc.lab.prerequisites import ensure_prerequisites
 from minipc.lab.ssh import known_hosts_path, run, ssh_command, ssh_config_path
 
 __all__ = [
+    "BackendName",
     "Machine",
     "console_command",
     "destroy",
     "down",
+    "ensure_backend",
     "ensure_image",
     "ensure_prerequisites",
     "find",

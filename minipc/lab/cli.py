@@ -9,6 +9,7 @@ import click
 
 from minipc import lab as library
 from minipc.errors import ConfigError
+from minipc.lab.backends import BackendName
 from minipc.lab.lifecycle import DEFAULT_DISK_GB
 
 
@@ -22,10 +23,11 @@ def lab() -> None:
 @click.option("--disk-gb", default=DEFAULT_DISK_GB, show_default=True, type=click.IntRange(1, 1024), help="GiB")
 @click.option("--memory-mb", type=click.IntRange(128), help="limit in MiB; none by default")
 @click.option("--k3s", is_flag=True, help="with what K3s needs")
-def up(name: str, disk_gb: int, memory_mb: int | None, k3s: bool) -> None:
+@click.option("--backend", type=click.Choice(["nspawn", "qemu"]), default="nspawn", show_default=True)
+def up(name: str, disk_gb: int, memory_mb: int | None, k3s: bool, backend: BackendName) -> None:
     """Make a blank machine and print how to reach it."""
     started = time.monotonic()
-    machine = library.up(name, disk_gb=disk_gb, memory_mb=memory_mb, k3s=k3s, keep=True)
+    machine = library.up(name, disk_gb=disk_gb, memory_mb=memory_mb, k3s=k3s, keep=True, backend=backend)
     click.echo(f"{name} is up after {time.monotonic() - started:.1f} s")
     click.echo(f"  public side    {machine.public_ipv4}  {machine.public_ipv6}")
     click.echo(f"  operator side  {machine.operator_ipv4}  {machine.operator_ipv6}")

@@ -11,7 +11,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def ensure() -> Path:
     mirrors = controller_mirrors()
     architecture = call("dpkg", "--print-architecture").strip()
     image = cache_dir("images") / inputs_hash(mirrors, architecture=architecture)
-    with _lock():
+    with lock():
         if not image.exists():
             _build(image, mirrors)
     return image
@@ -78,8 +78,8 @@ def ensure() -> Path:
 
 def remove_partial() -> None:
     """Remove what a build that was killed left in the cache."""
-    with _lock():
-        for leftover in cache_dir("images").glob(".build-*"):
+    with lock():
+        for leftover in (*cache_dir("images").glob(".build-*"), *cache_dir("disk-images").glob(".build-*")):
             shutil.rmtree(leftover)
 
 
@@ -94,7 +94,7 @@ def apt_proxy_conf(mirrors: Mirrors) -> str:
 
 
 @contextmanager
-def _lock() -> Iterator[None]:
+def lock() -> Iterator[None]:
     with (cache_dir("images") / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -107,19 +107,36 @@ def _build(image: Path, mirrors: Mirrors) -> None:
     work.mkdir()
     started = time.monotonic()
     say(f"lab: building the base image: {SUITE} from {mirrors.main} with {', '.join(PACKAGES)}")
+    root = work / "root"
+    bootstrap(root, work, mirrors, packages=PACKAGES, customise=CUSTOMISE)
+    call("sync", "--file-system", str(root))
+    root.rename(image)
+    shutil.rmtree(work)
+    say(f"lab: base image ready after {time.monotonic() - started:.0f} s: {image}")
 
+
+def bootstrap(root: Path, work: Path, mirrors: Mirrors, *, packages: Iterable[str], customise: str) -> None:
+    """A Debian root file system in a directory.
+
+    Args:
+        root: made by this.
+        work: for what the build needs beside it; its `log` stays.
+        customise: a script, run with the new root as its first argument.
+
+    Raises:
+        MinipcError: with the end of mmdebstrap's output.
+    """
     hook, sources, log = work / "customise", work / "debian.sources", work / "log"
-    hook.write_text(CUSTOMISE)
+    hook.write_text(customise)
     hook.chmod(0o755)
     sources.write_text(render_deb822(mirrors, SUITE))
     (work / "20proxy").write_text(apt_proxy_conf(mirrors))
-    root = work / "root"
     with log.open("w") as output:
         done = subprocess.run(
             [
                 *("setpriv", "--pdeathsig", "KILL", "--"),
                 *("unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc"),
-                *("mmdebstrap", *OPTIONS, f"--include={','.join(PACKAGES)}", f"--keyring={KEYRING}"),
+                *("mmdebstrap", *OPTIONS, f"--include={','.join(packages)}", f"--keyring={KEYRING}"),
                 *([f"--aptopt={apt_proxy_conf(mirrors).strip()}"] if mirrors.proxy else []),
                 f"--customize-hook=copy-in {sources} /etc/apt/sources.list.d",
                 f'--customize-hook=rm "$1/etc/apt/sources.list.d/0000{sources.name}"',
@@ -137,7 +154,3 @@ def _build(image: Path, mirrors: Mirrors) -> None:
         raise MinipcError(
             f"mmdebstrap failed ({done.returncode}):\n{tail}", f"see {log}; check the mirror {mirrors.main}"
         )
-    call("sync", "--file-system", str(root))
-    root.rename(image)
-    shutil.rmtree(work)
-    say(f"lab: base image ready after {time.monotonic() - started:.0f} s: {image}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from minipc.errors import MinipcError, MissingPrerequisiteError, RefusedError
 from minipc.lab import cgroups, debs, image, network, nspawn, ssh, tunnel
 from minipc.lab.apt_sources import controller_mirrors
+from minipc.lab.backends import BackendName, backend_of, named
 from minipc.lab.machine import Machine, ProcessId, check_name, find, free_index, load_all, machines_dir
 from minipc.lab.ownership import dismiss_reapers, ensure_reaper, retire
 from minipc.lab.prerequisites import ensure_prerequisites
@@ -20,8 +21,8 @@ from minipc.lab.shell import kept_open
 
 LOCK = network.RUN_DIR / "lock"
 DEFAULT_DISK_GB = 8
+CONNECT_S = 5
 SPARE_BYTES = 1024**3
-BOOT_SECONDS = 60
 READ_BOOT = "cat /proc/sys/kernel/random/boot_id; systemctl is-system-running --wait"
 
 
@@ -32,6 +33,7 @@ def up(
     memory_mb: int | None = None,
     k3s: bool = False,
     keep: bool = False,
+    backend: BackendName = "nspawn",
 ) -> Machine:
     """Make a blank machine and wait until it answers SSH. It goes when the calling process ends, however that ends.
 
@@ -40,6 +42,7 @@ def up(
         memory_mb: limit in MiB; None for none.
         k3s: with what K3s needs.
         keep: it stays until `down`.
+        backend: "nspawn", or "qemu" for a real kernel and disk.
 
     Raises:
         ConfigError: the name is not valid.
@@ -48,16 +51,27 @@ def up(
         MinipcError: it did not boot; with the end of its console.
     """
     check_name(name)
-    ensure_prerequisites(install=True)
+    ensure_prerequisites(install=True, qemu=backend == "qemu")
+    base = named(backend).base()
     with lock():
         sweep()
         _refuse_taken(name)
         _refuse_without_room(disk_gb)
-        base = image.ensure()
         if not keep:
             ensure_reaper(ProcessId.own())
         network.ensure(network.nameservers(), controller_mirrors().web_ports)
-        machine = _create(name, base, disk_gb=disk_gb, memory_mb=memory_mb, k3s=k3s, keep=keep)
+        machine = Machine(
+            name=name,
+            index=free_index(other.index for other in load_all()),
+            backend=backend,
+            disk_gb=disk_gb,
+            image=str(base),
+            memory_mb=memory_mb,
+            k3s=k3s,
+            kept=keep,
+            owner=None if keep else ProcessId.own(),
+        )
+        _prepare(machine)
     try:
         start(machine)
     except BaseException:
@@ -66,34 +80,39 @@ def up(
     return machine
 
 
-def start(machine: Machine, *, timeout: float = BOOT_SECONDS) -> Machine:
+def start(machine: Machine, *, timeout: float | None = None) -> Machine:
     """Boot a machine that is off from the disk it has, and wait until it answers SSH.
 
-    Raises MinipcError with the end of its console when that takes longer than `timeout` seconds.
+    Args:
+        timeout: seconds; None for what the backend allows.
+
+    Raises MinipcError with the end of its console when that takes longer.
     """
     if machine.running:
         raise RefusedError(f"{machine.name} is already running", "power it off first")
     with lock():
-        nspawn.kill(machine)  # leftovers of a run that ended by itself
+        backend_of(machine).kill(machine)  # leftovers of a run that ended by itself
         network.ensure(network.nameservers(), controller_mirrors().web_ports)
-        machine.process = nspawn.start(machine)
+        machine.process = backend_of(machine).start(machine)
         machine.save()
     wait_until_booted(machine, timeout=timeout)
     return machine
 
 
-def wait_until_booted(machine: Machine, *, timeout: float = BOOT_SECONDS, not_boot: str = "") -> None:
+def wait_until_booted(machine: Machine, *, timeout: float | None = None, not_boot: str = "") -> None:
     """Wait for SSH with the pinned host key, and for systemd to finish booting.
 
     Args:
         not_boot: the boot id that is to go away, when waiting for a reboot.
     """
+    backend = backend_of(machine)
+    timeout = timeout or backend.BOOT_SECONDS
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline and machine.running:
-        if not nspawn.answers_ssh(machine):
+        if not backend.answers_ssh(machine):
             time.sleep(0.02)
             continue
-        answer = ssh.run(machine, ["sh", "-c", READ_BOOT], check=False, connect_timeout=1)
+        answer = ssh.run(machine, ["sh", "-c", READ_BOOT], check=False, timeout=timeout, connect_timeout=CONNECT_S)
         boot, _, state = answer.stdout.strip().partition("\n")
         if state in ("running", "degraded") and boot != not_boot:
             return
@@ -108,7 +127,7 @@ def wait_until_booted(machine: Machine, *, timeout: float = BOOT_SECONDS, not_bo
     )
 
 
-def reboot(machine: Machine, *, timeout: float = BOOT_SECONDS) -> None:
+def reboot(machine: Machine, *, timeout: float | None = None) -> None:
     """Reboot the machine from inside, as an operator would, and wait until it answers again."""
     boot = ssh.run(machine, ["cat", "/proc/sys/kernel/random/boot_id"]).stdout.strip()
     ssh.run(machine, ["systemctl", "reboot"], check=False)
@@ -120,7 +139,7 @@ def power_off(machine: Machine) -> None:
     """Cut the power: nothing in the machine gets a chance to finish. Its disk stays for `start`."""
     with lock():
         _harvest(machine)
-        nspawn.kill(machine)
+        backend_of(machine).kill(machine)
 
 
 def destroy(machine: Machine) -> None:
@@ -154,6 +173,13 @@ def ensure_image() -> Path:
         return image.ensure()
 
 
+def ensure_backend(name: BackendName) -> bool:
+    """Has everything that machines of a backend need. Returns whether they will be emulated, and so be slow."""
+    ensure_prerequisites(install=True, qemu=name == "qemu")
+    backend = named(name)
+    return backend.is_emulated(backend.base())
+
+
 def list_machines() -> list[Machine]:
     """Every machine on this controller, running or powered off."""
     return load_all()
@@ -167,9 +193,10 @@ def machine(
     memory_mb: int | None = None,
     k3s: bool = False,
     keep: bool = False,
+    backend: BackendName = "nspawn",
 ) -> Iterator[Machine]:
     """`with machine("mini") as mini:` a machine for the block; with `keep` it stays afterwards."""
-    subject = up(name, disk_gb=disk_gb, memory_mb=memory_mb, k3s=k3s, keep=keep)
+    subject = up(name, disk_gb=disk_gb, memory_mb=memory_mb, k3s=k3s, keep=keep, backend=backend)
     try:
         yield subject
     finally:
@@ -208,32 +235,20 @@ def lock() -> Iterator[None]:
             kept_open.discard(file.fileno())
 
 
-def _create(name: str, base: Path, *, disk_gb: int, memory_mb: int | None, k3s: bool, keep: bool) -> Machine:
+def _prepare(machine: Machine) -> None:
     """Everything a machine needs before its first boot."""
-    machine = Machine(
-        name=name,
-        index=free_index(other.index for other in load_all()),
-        disk_gb=disk_gb,
-        image=str(base),
-        memory_mb=memory_mb,
-        k3s=k3s,
-        kept=keep,
-        owner=None if keep else ProcessId.own(),
-    )
     machine.save()
-    machine.host_key = ssh.generate_host_key(machine.directory, name)
+    machine.host_key = ssh.generate_host_key(machine.directory, machine.name)
     machine.save()
-    nspawn.make_disk(machine)
-    debs.make_layer(name)
+    backend_of(machine).make_disk(machine)
     ssh.write_client_files()
-    return machine
 
 
 def _remove(doomed: list[Machine], *, harvest: bool = False) -> None:
     for machine in doomed:
         if harvest:
             _harvest(machine)
-        nspawn.kill(machine)
+        backend_of(machine).kill(machine)
         tunnel.remove_all(machine)
         debs.remove_layer(machine.name)
         shutil.rmtree(machine.directory)
@@ -248,7 +263,7 @@ def _remove(doomed: list[Machine], *, harvest: bool = False) -> None:
 
 def _harvest(machine: Machine) -> None:
     if machine.running:
-        debs.harvest(nspawn.upper(machine), nspawn.root(machine) / "var/lib/dpkg/status")
+        backend_of(machine).harvest(machine)
 
 
 def _mend() -> None:

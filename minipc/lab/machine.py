@@ -122,8 +122,7 @@ class Machine:
     @property
     def host_key_fingerprint(self) -> str:
         """`SHA256:…` as `ssh-keygen -l` prints it."""
-        digest = hashlib.sha256(base64.b64decode(self.host_key.split()[1])).digest()
-        return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+        return fingerprint_of(self.host_key)
 
     @property
     def running(self) -> bool:
@@ -140,6 +139,12 @@ class Machine:
         temporary = self.directory / ".machine.json.new"
         temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
         temporary.rename(self.directory / "machine.json")
+
+
+def fingerprint_of(public_key: str) -> str:
+    """`SHA256:…` of a public SSH key (`ssh-ed25519 AAAA…`), as `ssh-keygen -l` prints it."""
+    digest = hashlib.sha256(base64.b64decode(public_key.split()[1])).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 def lab_dir() -> Path:

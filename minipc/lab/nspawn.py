@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from minipc.errors import MinipcError
-from minipc.lab import cgroups, network, ssh
+from minipc.lab import cgroups, debs, image, network, ssh
 from minipc.lab.machine import Machine, ProcessId
 from minipc.lab.mounts import UID_COUNT
 from minipc.lab.shell import call, spawn_detached
@@ -33,12 +33,27 @@ K3S_CAPABILITIES = ("CAP_AUDIT_WRITE",)
 K3S_DIRECT = ("/var/lib/rancher", "/var/lib/kubelet", "/var/lib/containers")
 
 
+# How long a machine may take until it answers SSH, seconds.
+BOOT_SECONDS = 60.0
+
+
+def base() -> Path:
+    """The directory of the base image."""
+    return image.ensure()
+
+
+def is_emulated(base: Path) -> bool:
+    """Never: it is the controller's own kernel."""
+    return False
+
+
 def make_disk(machine: Machine) -> None:
     """The machine's own writable disk: a sparse file with an ext4 file system of a fixed size."""
     with machine.disk.open("xb") as disk:
         disk.truncate(machine.disk_gb * 1024**3)
     options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard"
     call("mkfs.ext4", "-q", "-m", "0", "-E", options, str(machine.disk))
+    debs.make_layer(machine.name)
 
 
 def start(machine: Machine) -> ProcessId:
@@ -70,6 +85,11 @@ def kill(machine: Machine) -> None:
     network.remove_cables(machine.index)
     ssh.close_connections(machine.name)
     _wait_until_detached(machine.disk)
+
+
+def harvest(machine: Machine) -> None:
+    """Keeps the packages that a running machine has downloaded."""
+    debs.harvest(upper(machine), root(machine) / "var/lib/dpkg/status")
 
 
 def first_uid(machine: Machine) -> int:
@@ -162,6 +182,8 @@ def console_command(machine: Machine, *argv: str) -> list[str]:
     Raises:
         MinipcError: the machine is not running.
     """
+    if machine.backend != "nspawn":
+        raise MinipcError(f"{machine.name} has no keyboard here", f"read its console: {machine.console_log}")
     for pid in cgroups.processes(machine.name):
         numbers = re.search(r"^NSpid:\s+(.*)$", _status(pid), re.M)
         # The machine's first process: number 1 in its own namespace, which is the innermost of three.

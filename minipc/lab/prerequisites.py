@@ -27,6 +27,14 @@ PROGRAMS = {
     "wg": "wireguard-tools",
     "wireguard-go": "wireguard-go",  # for kernels without WireGuard
 }
+QEMU_PROGRAMS = {
+    "mcopy": "mtools",
+    "mkfs.vfat": "dosfstools",
+    "ping": "iputils-ping",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "sfdisk": "fdisk",
+}
+FIRMWARE = Path("/usr/share/OVMF")
 # Debian 13's archive keys; Debian 12 has them since 12.11 (debian-archive-keyring 2023.3+deb12u2).
 ARCHIVE_KEYS = {
     Path("/usr/share/keyrings/debian-archive-trixie-stable.gpg"): "debian-archive-keyring",
@@ -36,16 +44,19 @@ CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_MKNOD = 12, 21, 27
 OLDEST_KERNEL = (5, 19)  # overlay file systems on id-mapped layers
 
 
-def ensure_prerequisites(*, install: bool) -> None:
+def ensure_prerequisites(*, install: bool, qemu: bool = False) -> None:
     """Check everything the lab needs; with `install`, let apt install what is missing and say so.
+
+    Args:
+        qemu: also what disk images and the backend for QEMU need.
 
     Raises MissingPrerequisiteError that names all that is missing.
     """
     lacking = missing_support()
-    packages = missing_packages()
+    packages = missing_packages(qemu=qemu)
     if packages and install and not lacking and shutil.which("apt-get"):
         _install(packages)
-        packages = missing_packages()
+        packages = missing_packages(qemu=qemu)
     if lacking or packages:
         named = lacking + [f"package {name}" for name in packages]
         steps = [f"apt-get install {' '.join(packages)}"] if packages else []
@@ -57,11 +68,14 @@ def ensure_prerequisites(*, install: bool) -> None:
         )
 
 
-def missing_packages() -> list[str]:
+def missing_packages(*, qemu: bool = False) -> list[str]:
     """Debian packages of the programs and keys that are not there."""
     path = clean_environment()["PATH"]
-    absent = {package for program, package in PROGRAMS.items() if not shutil.which(program, path=path)}
+    programs = PROGRAMS | (QEMU_PROGRAMS if qemu else {})
+    absent = {package for program, package in programs.items() if not shutil.which(program, path=path)}
     absent |= {package for key, package in ARCHIVE_KEYS.items() if not key.exists()}
+    if qemu and not FIRMWARE.exists():
+        absent.add("ovmf")
     return sorted(absent)
 
 

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from minipc.errors import MinipcError
-from minipc.lab import cgroups, debs, network, nspawn, ssh
-from minipc.lab.machine import FIRST_HOST, Machine, load
+from minipc.lab import cgroups, debs, identity, network, nspawn
+from minipc.lab.machine import Machine, load
 from minipc.lab.mounts import mount_root
 from minipc.lab.shell import call, clean_environment
 
@@ -82,20 +82,9 @@ def give_identity(subject: Machine, root: Path) -> None:
     done = root.parent / "rw" / "has-identity"
     if done.exists():
         return
-    private_key = (subject.directory / "ssh_host_ed25519_key").read_text()
-    servers = network.nameservers()
-    files = {
-        "etc/hostname": (f"{subject.name}\n", 0o644),
-        "etc/hosts": (f"127.0.0.1 localhost\n127.0.1.1 {subject.name}\n::1 localhost ip6-localhost\n", 0o644),
-        "etc/resolv.conf": ("".join(f"nameserver {server}\n" for server in servers), 0o644),
-        "etc/ssh/ssh_host_ed25519_key": (private_key, 0o600),
-        "etc/ssh/ssh_host_ed25519_key.pub": (f"{subject.host_key}\n", 0o644),
-        "root/.ssh/authorized_keys": (ssh.client_public_key() + "\n", 0o600),
-    }
+    files = identity.files(subject)
     if subject.k3s:
         files["etc/systemd/system/lab-k3s.service"] = (K3S_UNIT, 0o644)
-    for side in network.SIDES:
-        files[f"etc/systemd/network/10-{side.interface}.network"] = (render_networkd(subject, side), 0o644)
     owner = nspawn.first_uid(subject)
     for name, (text, mode) in files.items():
         path = root / name
@@ -109,25 +98,6 @@ def give_identity(subject: Machine, root: Path) -> None:
     if subject.k3s:
         call("systemctl", f"--root={root}", "--quiet", "enable", "lab-k3s.service")
     done.touch()
-
-
-def render_networkd(subject: Machine, side: network.Side) -> str:
-    """Static addresses. Only the public side has a default route, and only for IPv4: there is no IPv6 way out."""
-    host = FIRST_HOST + subject.index
-    gateway = f"Gateway={side.ipv4_of(network.CONTROLLER_HOST)}\n" if side == network.PUBLIC else ""
-    return f"""\
-[Match]
-Name={side.interface}
-
-[Link]
-MACAddress={side.mac_of(host)}
-
-[Network]
-Address={side.ipv4_of(host)}/{side.ipv4.prefixlen}
-Address={side.ipv6_of(host)}/{side.ipv6.prefixlen}
-{gateway}IPv6AcceptRA=no
-IPv6DuplicateAddressDetection=0
-"""
 
 
 if __name__ == "__main__":

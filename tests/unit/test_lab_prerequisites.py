@@ -10,7 +10,7 @@ from minipc.lab import prerequisites
 
 def test_not_root_is_named_with_all_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prerequisites.os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(prerequisites, "missing_packages", lambda: ["mmdebstrap", "nftables"])
+    monkeypatch.setattr(prerequisites, "missing_packages", lambda **_: ["mmdebstrap", "nftables"])
     with pytest.raises(MissingPrerequisiteError) as caught:
         prerequisites.ensure_prerequisites(install=True)
     assert "root; package mmdebstrap; package nftables" in str(caught.value)
@@ -20,7 +20,7 @@ def test_not_root_is_named_with_all_that_is_missing(monkeypatch: pytest.MonkeyPa
 def test_programs_are_installed_only_when_that_can_help(monkeypatch: pytest.MonkeyPatch) -> None:
     installed: list[str] = []
     monkeypatch.setattr(prerequisites, "missing_support", lambda: ["loop devices"])
-    monkeypatch.setattr(prerequisites, "missing_packages", lambda: ["nftables"])
+    monkeypatch.setattr(prerequisites, "missing_packages", lambda **_: ["nftables"])
     monkeypatch.setattr(prerequisites, "_install", installed.extend)
     with pytest.raises(MissingPrerequisiteError, match="loop devices; package nftables"):
         prerequisites.ensure_prerequisites(install=True)

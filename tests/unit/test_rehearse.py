@@ -32,7 +32,7 @@ def no_lab(monkeypatch):
     monkeypatch.setattr(rehearse.lab, "down", removed.extend)
 
     def first_step(action):
-        monkeypatch.setattr(rehearse.lab, "ensure_prerequisites", lambda **_: action())
+        monkeypatch.setattr(rehearse.lab, "ensure_backend", lambda _: action())
         return removed
 
     return first_step
