@@ -63,6 +63,7 @@ def prelude(settings: Settings) -> str:
         "WORKERS": " ".join(settings.workload.metrics_ports),
         # Certificates of an authority that only this network knows.
         "TLS": "--insecure" if settings.edge.acme in ("internal", "other") else "",
+        "RUNTIME": settings.workload.runtime,
         "PATIENCE": PATIENCE_S,
     }
     assignments = "\n".join(f"{name}={shlex.quote(str(value))}" for name, value in values.items())
@@ -75,7 +76,14 @@ get() {
     case $1 in
         edge | fresh) set -- "https://$DOMAIN$2" --resolve "$DOMAIN:443:127.0.0.1" $TLS ;;
         api) set -- "http://127.0.0.1:$API_PORT$2" ;;
-        worker) set -- "http://127.0.0.1:$(port_of "$2")/metrics" ;;
+        worker)
+            if [ "$RUNTIME" = k3s ]; then
+                k3s kubectl -n workload get pods -l "app.kubernetes.io/component=$2" \
+                    --field-selector status.phase=Running --no-headers 2>/dev/null | grep -E ' ([1-9][0-9]*)/\1 '
+                return
+            fi
+            set -- "http://127.0.0.1:$(port_of "$2")/metrics"
+            ;;
     esac
     curl --silent --fail --noproxy '*' --max-time "$PATIENCE" "$@"
 }

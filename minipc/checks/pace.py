@@ -6,9 +6,10 @@ import re
 
 from minipc.checks.schema import seconds
 
+# A program's patience (scrape_timeout) stays: what answers late must not look like what is not there.
 # Settings whose value is a duration, windows of PromQL ([5m], [10m:30s]), and offsets.
 _DURATIONS = re.compile(
-    r"(?P<before>\b(?:for|interval|scrape_interval|scrape_timeout|evaluation_interval|group_wait|group_interval"
+    r"(?P<before>\b(?:for|interval|scrape_interval|evaluation_interval|group_wait|group_interval"
     r"|repeat_interval|keep_firing_for): |\[|:|offset )(?P<duration>\d+[smhd])(?=[\]:\s)}]|$)",
     re.MULTILINE,
 )

@@ -13,6 +13,7 @@ from minipc.errors import ConfigError
 
 CHAPTER = "docs/runbook-triage.md"
 NO_DATA = "NoData"
+AFTERGLOW = "75s"
 
 Rules = dict[str, Any]
 
@@ -69,15 +70,19 @@ def of_questions(checks: Checks, runbook: str) -> Rules:
     Args:
         runbook: address of the triage chapter.
     """
-    alerts = [_alert(check, runbook) for check in checks.checks if check.alert]
+    causes = {name for check in checks.checks for name in check.explained_by}
+    alerts = [_alert(check, runbook, check.id in causes) for check in checks.checks if check.alert]
     silent = [_no_data(check, runbook) for check in checks.checks if check.expression and check.no_data_after]
     return {"groups": [{"name": "checks", "rules": alerts}, {"name": "no data", "rules": silent}]}
 
 
-def _alert(check: Check, runbook: str) -> Rules:
+def _alert(check: Check, runbook: str, explains: bool) -> Rules:
     rule: Rules = {"alert": check.alert, "expr": f"({check.expression}) {check.bad_when}"}
     if check.lasting != "0s":
         rule["for"] = check.lasting
+    if explains:
+        # Until a probe has seen that what it explains is over, too: else that would be told while it goes.
+        rule["keep_firing_for"] = AFTERGLOW
     return rule | {
         "labels": {"priority": check.priority, "layer": check.layer, "check": check.id},
         "annotations": _texts(check, runbook)

@@ -386,7 +386,7 @@ class PrometheusSettings(Strict):
     memory_mb: Annotated[int, Field(ge=96)]
     error_budget_percent: Annotated[float, Field(ge=0.01, le=10)]
     set_memory_mb: Annotated[int, Field(ge=256)]
-    pace: Annotated[int, Field(ge=1, le=20)]
+    pace: Annotated[int, Field(ge=1, le=10)]
 
 
 class AlertmanagerSettings(Strict):

@@ -160,8 +160,9 @@ LONG = [
     Fault(
         "a source delivers old data",
         f"{SQL} <<'END'\n{OLD_DATA}\nEND",
-        f"{SQL} -c 'DROP TRIGGER minipc_test_old ON parking_observations; DROP FUNCTION minipc_test_old; "
-        "UPDATE parking_observations SET observed_at = now()'",
+        # The next batch brings new data at once.
+        f"{SQL} -c 'DROP TRIGGER minipc_test_old ON parking_observations; DROP FUNCTION minipc_test_old' && "
+        "systemctl restart workload-worker@ingest",
         "StaleButServing",
         "freshness",
         "/api/parking",

@@ -20,6 +20,7 @@ LATER = {
     "minipc_drift_": "`minipc drift`",
     "minipc_bundle_": "a break-glass bundle",
     "loki_": "Loki, where its artifact could be had",
+    "argocd_": "K3s and ArgoCD",
     "minipc_gitops_": "K3s and a deploy repository",
     "node_timex_": "a machine that may ask for its clock's state; a container may not",
     "service:http_errors:ratio_30d": "five minutes of measuring",
