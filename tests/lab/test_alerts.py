@@ -13,7 +13,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Fault:
         alert: name of the alert that must fire.
         cause: the question that triage must blame; empty: triage has nothing to say about it.
         each: what must be named by the message; empty: there is only one.
+        also: other alerts that must be told because of it.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Fault:
     alert: str
     cause: str
     each: str = ""
+    also: tuple[str, ...] = ()
 
 
 def holding(statement: str) -> tuple[str, str]:
@@ -80,7 +82,12 @@ INSERT INTO outbox (subscription_id, dedup_key, payload, next_attempt_at)
   SELECT (SELECT max(id) FROM push_subscriptions), 't' || n, '{}', now() + interval '1 day'
   FROM generate_series(1, 30) n;
 """
-BURST = "sh -c 'while sleep 0.2; do curl -s -o /dev/null localhost:30080/api/outing; done'"
+BURST = (
+    "sh -c 'while sleep 0.2; do curl -sk -o /dev/null --resolve service.minipc.test:443:127.0.0.1 "
+    "https://service.minipc.test/api/outing; done'"
+)
+TEXTFILES = "/var/lib/prometheus/node-exporter"
+CONFIGURATION = "/etc/prometheus/minipc/prometheus.yml"
 OLD_DATA = """
 CREATE FUNCTION minipc_test_old() RETURNS trigger LANGUAGE plpgsql AS
   'BEGIN NEW.observed_at := NEW.observed_at - interval ''2 hours''; RETURN NEW; END';
@@ -90,7 +97,14 @@ UPDATE parking_observations SET observed_at = observed_at - interval '2 hours';
 """
 
 SHORT = [
-    Fault("the API stops", "systemctl stop workload-api", "systemctl start workload-api", "RuntimeDown", "runtime"),
+    Fault(
+        "the API stops",
+        "systemctl stop workload-api",
+        "systemctl start workload-api",
+        "RuntimeDown",
+        "runtime",
+        also=("DeployUnhealthy",),
+    ),
     Fault(
         "a worker is killed",
         "systemctl stop workload-worker@ingest",
@@ -148,6 +162,7 @@ LONG = [
         "ManyErrors",
         "screens",
         "api",
+        also=("DoorErrors", "ErrorBudgetBurnsFast"),
     ),
     Fault(
         "a worker hangs",
@@ -194,6 +209,34 @@ LONG = [
         "systemctl stop prometheus-redis-exporter",
         "systemctl start prometheus-redis-exporter",
         "TargetDown",
+        "",
+    ),
+    Fault(
+        "a program leaves broken measurements",
+        f"echo 'broken{{' > {TEXTFILES}/minipc_test.prom",
+        f"rm {TEXTFILES}/minipc_test.prom",
+        "TextfileUnreadable",
+        "",
+    ),
+    Fault(
+        "a timer is switched off",
+        "systemctl stop minipc-drill.timer",
+        "systemctl start minipc-drill.timer",
+        "TimerInactive",
+        "",
+    ),
+    Fault(
+        "somebody breaks the configuration by hand",
+        f"cp -a {CONFIGURATION} /run/minipc-test/; echo '[' >> {CONFIGURATION}; systemctl reload prometheus || true",
+        f"cp -a /run/minipc-test/prometheus.yml {CONFIGURATION}; systemctl reload prometheus",
+        "ConfigurationRefused",
+        "",
+    ),
+    Fault(
+        "no log arrives",
+        "systemctl stop syslog-ng",
+        "systemctl start syslog-ng",
+        "LogSilence",
         "",
     ),
     Fault(
@@ -275,6 +318,10 @@ class Lookout:
         on(self.machine, fault.inject)
         try:
             row.fired_s = round(self.wait_for("P", fault, since, budget / pace + PATIENCE_S), 1)
+            for alert in fault.also:
+                other = replace(fault, alert=alert, each="")
+                after = round(self.wait_for("P", other, since, budget / pace + PATIENCE_S), 1)
+                self.rows.append(Row(fault.name, alert, pace, after, triage="", verdict="pass"))
             verdict = self.triage()
             row.sentence = verdict.sentence
             row.triage = verdict.causes[0].check.id if verdict.causes else ""
@@ -372,6 +419,8 @@ def keep(rows: list[Row]) -> None:
 
 
 def proven(lookout: Lookout, fault: Fault) -> None:
+    if fault.alert == "LogSilence" and on(lookout.machine, "systemctl is-active loki || true").strip() != "active":
+        pytest.skip("NOT EXERCISED: Loki's artifact could not be had")
     row = lookout.prove(fault)
     assert row.triage == fault.cause, row.sentence
 
