@@ -20,7 +20,9 @@ def images() -> None:
         not_exercised("images", f"the service runs as a {settings.workload.runtime}, without containers", "images")
         return
     place(name="make the directory", component="images", entries=[Directory(IMAGES)])
-    for name, file in FILES:
+    # With a registry of its own the service's image is pulled from there.
+    files = [(name, file) for name, file in FILES if name != "workload-image" or not settings.k3s.registries]
+    for name, file in files:
         found = artifact(name, component="images")
         if found:
             push(name=f"place {name}", artifact=found, path=f"{IMAGES}/{file}", mode="644")
