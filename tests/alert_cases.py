@@ -236,6 +236,21 @@ CASES: dict[str, list[Case]] = {
         level("DriftUnchecked", "minipc_drift_checked_timestamp_seconds", "-180000", "-100000", "1m"),
         level("DriftUnchecked", "minipc_drift_check_success", "0", "1", "1m"),
     ],
+    "k3s": [level("NodeDown", 'up{job="kubelet"}', "0", "1")],
+    "argocd": [
+        Case(
+            "ApplicationBroken",
+            {'argocd_app_info{name="workload",health_status="Degraded"}': "1x60"},
+            {'argocd_app_info{name="workload",health_status="Healthy"}': "1x60"},
+            at="10m",
+        ),
+        Case(
+            "ApplicationDiffers",
+            {'argocd_app_info{name="workload",sync_status="OutOfSync"}': "1x400"},
+            {'argocd_app_info{name="workload",sync_status="Synced"}': "1x400"},
+            at="70m",
+        ),
+    ],
     "edge": [
         level(
             "CertificateExpires", 'probe_ssl_earliest_cert_expiry{job="probe",via="edge"}', "1000000", "3000000", "6m"
