@@ -298,10 +298,15 @@ def rehearse_faults(names: Sequence[str], options: Options) -> Record:
     """Builds the stage, plays each fault, and tells whether each went as it should.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or options that faults don't know.
         KeyboardInterrupt: it was interrupted; its record says so.
     """
     faults = chosen(names)
+    if options.group != "lab" or options.k3s:
+        raise ConfigError(
+            "faults are played with the lab's values and the stand-in: they are about data",
+            "leave --as and --runtime out",
+        )
     run = Run("faults")
     stage = Stage(run, Cast(options))
     told = records.Target(backend=options.backend, name=options.name, os="", kernel="", cpus=0, memory_mb=0)

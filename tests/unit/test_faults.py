@@ -60,6 +60,12 @@ def test_an_unknown_one_is_told():
     assert "old-backup" in told.value.next_step
 
 
+@pytest.mark.parametrize("words", [["--as", "production"], ["--runtime", "k3s"]])
+def test_options_that_would_be_ignored_are_refused(words):
+    done = CliRunner().invoke(cli, ["rehearse", "--fault", "all", *words])
+    assert isinstance(done.exception, ConfigError)
+
+
 def test_red_for_its_reason_is_as_expected():
     seen = record(("data", "fail", f"WAL segment {'0' * 24} is missing in every repository (1 of 4)"))
     assert faults._judge(named("missing-wal"), seen).startswith("red: data: WAL segment")
