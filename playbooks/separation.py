@@ -35,7 +35,7 @@ from minipc.separation.scan import ALL_PORTS, Place, Scan, Viewpoint, scan
 from minipc.variables import LAB_VPN_VARIABLE
 
 IN_OPERATOR = ("ip", "netns", "exec", "operator")
-HANDSHAKE_S = 4.0
+HANDSHAKE_S = 2.5
 ANSWER, NO_ANSWER = "handshake", "no answer"
 # Listeners on UDP that are no door: DHCP's client, and the cluster's network, which the rules close.
 QUIET_UDP = {68, 546, 8472}
@@ -256,7 +256,7 @@ class Proof:
         # Its own tunnel, made anew: with two at once the machine would answer one of them only. IPv4 last: it stays.
         for family, endpoint in reversed(public.items()):
             tunnel.down(self.machine)
-            right[family] = tunnel.wait_for_handshake(tunnel.up(self.machine, endpoint=endpoint), 3 * HANDSHAKE_S)
+            right[family] = tunnel.wait_for_handshake(tunnel.up(self.machine, endpoint=endpoint), 4 * HANDSHAKE_S)
         wrong = {family: tunnel.wait_for_handshake(name, HANDSHAKE_S) for family, name in tries.items()}
         for family in tries:
             tunnel.down(self.machine, f"try{family[-1]}")

@@ -139,7 +139,10 @@ LOCKOUTS = [
 ]
 
 
-@pytest.mark.parametrize(("component", "template", "old", "new"), LOCKOUTS, ids=["firewall", "sshd"])
+@pytest.mark.parametrize(
+    ("component", "template", "old", "new"),
+    [pytest.param(*LOCKOUTS[0], id="firewall"), pytest.param(*LOCKOUTS[1], id="sshd", marks=pytest.mark.long)],
+)
 def test_who_locks_themselves_out_is_back_within_a_minute(site, broken, component, template, old, new):
     files = f"sha256sum {RULES} /etc/ssh/sshd_config.d/10-minipc.conf"
     before = site.console(files)
@@ -155,6 +158,7 @@ def test_who_locks_themselves_out_is_back_within_a_minute(site, broken, componen
     assert site.by_vpn
 
 
+@pytest.mark.long
 def test_a_broken_tunnel_is_taken_back_by_who_came_through_it(site, broken):
     stranger = public_key(Secret("vpn.stranger", wireguard_private_key()))
     repository = broken("vpn/wg0.conf.j2", "{{ peer.public_key }}", stranger)
@@ -175,6 +179,7 @@ def test_a_controller_that_dies_confirms_nothing(site, broken):
     assert wait_until(lambda: site.by_network)
 
 
+@pytest.mark.long
 def test_a_power_cut_before_the_confirmation_takes_it_back(site, broken):
     """The clock is gone, the new files are there: nobody knows whether they let anybody in."""
     _, template, old, new = LOCKOUTS[0]
@@ -190,6 +195,7 @@ def test_a_power_cut_before_the_confirmation_takes_it_back(site, broken):
     assert site.converge().code == 0
 
 
+@pytest.mark.long
 def test_closing_the_network_without_a_tunnel_fails_and_leaves_it_open(site):
     tunnel.down(site.machine)
     site.settings["firewall_operator_access"] = "vpn"

@@ -21,7 +21,7 @@ def stranger(environment, target):
     machine = find(target.alias)
     tunnel.down(machine, "try")
 
-    def knock(within_s: float = 4, **options) -> bool:
+    def knock(within_s: float = 2.5, **options) -> bool:
         name = tunnel.up(machine, which="try", **options)
         return tunnel.wait_for_handshake(name, within_s)
 
