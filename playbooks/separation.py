@@ -55,7 +55,8 @@ def prove(environment: Environment, alias: str | None, *, whole: bool) -> Record
             "`minipc rehearse --as production` tries your values; from elsewhere: `nmap -Pn -p- ADDRESS`",
         )
     target = the_target(environment, alias)
-    facts = describe(target, "nspawn")
+    machine = lab.find(target.alias)
+    facts = describe(target, machine.backend if machine else "nspawn")
     run = Run("separation")
     with watch(run.events):
         try:
