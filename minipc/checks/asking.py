@@ -88,7 +88,8 @@ get() {
     curl --silent --fail --noproxy '*' --max-time "$PATIENCE" "$@"
 }
 answers() {
-    body=$(get "$@") || { echo 0; return; }
+    # As the alerts: one failure is none.
+    body=$(get "$@") || { sleep 1; body=$(get "$@"); } || { echo 0; return; }
     case $1:$body in fresh:*'"status":"stale"'*) echo 0 ;; *) echo 1 ;; esac
 }
 took() {

@@ -84,7 +84,7 @@ INSERT INTO outbox (subscription_id, dedup_key, payload, next_attempt_at)
 """
 BURST = (
     "sh -c 'while sleep 0.2; do curl -sk -o /dev/null --resolve service.minipc.test:443:127.0.0.1 "
-    "https://service.minipc.test/api/outing; done'"
+    "https://service.minipc.test/api/events/1; done'"
 )
 TEXTFILES = "/var/lib/prometheus/node-exporter"
 CONFIGURATION = "/etc/prometheus/minipc/prometheus.yml"
@@ -157,10 +157,10 @@ LONG = [
     ),
     Fault(
         "a burst of errors",
-        f"{AWAY}; systemd-run --quiet --unit minipc-test-burst {BURST}",
-        f"systemctl stop minipc-test-burst; {BACK}",
+        f"{AWAY}; systemd-run --quiet --unit minipc-test-burst {BURST}".replace("weather_observations", "app_events"),
+        f"systemctl stop minipc-test-burst; {BACK}".replace("weather_observations", "app_events"),
         "ManyErrors",
-        "screens",
+        "errors",
         "api",
         also=("DoorErrors", "ErrorBudgetBurnsFast"),
     ),
@@ -308,12 +308,20 @@ class Lookout:
         target = the_target("lab", self.machine.name)
         return judge(checks, ask(target, "lab", checks, prefer="machine").answers)
 
+    def wait_until_well(self, limit_s: float = 120) -> None:
+        """Nothing of the fault before may be left, or triage would rightly speak of that."""
+        give_up = time.monotonic() + limit_s
+        while (verdict := self.triage()).causes:
+            assert time.monotonic() < give_up, f"not well before the fault: {verdict.sentence}"
+            time.sleep(2)
+
     def prove(self, fault: Fault, pace: int = PACE) -> Row:
         """The whole story of one fault."""
         within = next((check.within for check in load().checks if check.alert == fault.alert), None)
         budget = seconds(within) if within else 300
         row = Row(fault.name, fault.alert, pace, budget_s=round(budget / pace))
         self.rows.append(row)
+        self.wait_until_well()
         since = self.now()
         on(self.machine, fault.inject)
         try:
