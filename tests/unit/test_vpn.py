@@ -142,3 +142,28 @@ def test_machines_of_the_lab_have_tunnels_of_their_own(monkeypatch):
         assert settings.vpn.address == f"10.99.{index}.1" == tunnel.addresses(index, 1)[0]
         assert settings.vpn.address_ipv6 == tunnel.addresses(index, 1)[1]
         assert settings.vpn.peers[0].public_key == PUBLIC
+
+
+# --- beside the VPN -------------------------------------------------------------------------------------------------
+
+
+def where(monkeypatch, tmp_path, glass: str, **options):
+    monkeypatch.setenv("MINIPC_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("MINIPC_BREAK_GLASS", glass)
+    _, data = inventory.target("mini", address="10.99.0.1", **options)
+    return data["ssh_hostname"], data.get("firewall_operator_access")
+
+
+def test_with_the_glass_broken_the_machine_is_reached_beside_its_vpn_and_stays_so(monkeypatch, tmp_path):
+    lan = {"lan_address": "192.168.1.10"}
+    assert where(monkeypatch, tmp_path, "", **lan) == ("10.99.0.1", None)
+    assert where(monkeypatch, tmp_path, "1", **lan) == ("192.168.1.10", "networks")
+    assert where(monkeypatch, tmp_path, "1") == ("10.99.0.1", "networks")
+
+
+def test_every_command_that_connects_can_break_the_glass():
+    from minipc.cli import cli as commands
+
+    for name in ("plan", "apply", "verify", "drill", "status"):
+        command = commands.get_command(None, name)
+        assert "--break-glass" in [option for each in command.params for option in each.opts], name
