@@ -75,10 +75,11 @@ class Options:
 
 @dataclass
 class Cast:
-    """The machines of a rehearsal as they come and go."""
+    """The machines of a rehearsal as they come and go, and the bundle, which is kept off all of them."""
 
     options: Options
     machines: dict[str, lab.Machine] = field(default_factory=dict)
+    stick: Stick | None = None
 
     def boot(self, name: str, *, disk_gb: int = DISK_GB) -> lab.Machine:
         """A blank machine."""
@@ -99,7 +100,9 @@ class Cast:
         lab.destroy(self.machines.pop(name))
 
     def leave(self) -> None:
-        """The end: all machines go, unless they are kept."""
+        """The end: the bundle goes, and all machines, unless they are kept."""
+        if self.stick:
+            self.stick.remove()
         if not self.options.keep:
             lab.down(list(self.machines))
 
@@ -239,7 +242,7 @@ def _lose_and_rebuild(run: Run, cast: Cast, target: Target) -> None:
     """Users write, the machine is lost at a random moment, a blank one takes its place."""
     name = cast.options.name
     with run.phase("seal the bundle", "for the day of the loss, kept off the box") as detail:
-        stick = seal("lab")
+        stick = cast.stick = seal("lab")
         found = [item for item in stick.manifest.fingerprints.items if item.startswith("secret ")]
         detail(f"{count(len(found), 'secret')}, keys, inventory, pins")
     with users_at_work(run, cast.machines[name], target) as list_file:
@@ -302,7 +305,6 @@ def _rebuild_elsewhere(run: Run, cast: Cast, stick: Stick, machine: lab.Machine)
         if code:
             raise PhaseFailedError(f"the rebuild ended with {code}")
     finally:
-        stick.remove()
         if place:
             place.hand_back(machine.name)
             place.remove()

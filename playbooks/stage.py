@@ -94,7 +94,7 @@ class Stage:
             needed: the repositories whose backup must succeed.
         """
         with self.run.phase("seal the bundle", "kept off the box"):
-            self.stick = seal("lab")
+            self.stick = self.cast.stick = seal("lab")
         machine = self.cast.machines[mini.alias]
         with users_at_work(self.run, machine, mini) as list_file:
             with self.run.phase("use and back up", "users keep writing"):
@@ -191,7 +191,6 @@ class Stage:
         """The end."""
         if self.place:
             self.place.remove()
-            self.stick.remove()
         self.cast.leave()
 
 
