@@ -291,7 +291,12 @@ CASES: dict[str, list[Case]] = {
             {"loki_distributor_lines_received_total": "100x80"},
             {"loki_distributor_lines_received_total": "0+1x80"},
             at="17m",
-        )
+        ),
+        Case(
+            "LogsRefused",
+            {'loki_discarded_samples_total{reason="greater_than_max_sample_age"}': "0x8 3x40"},
+            {'loki_discarded_samples_total{reason="greater_than_max_sample_age"}': "3x60"},
+        ),
     ],
     "alertmanager": [
         Case(

@@ -33,6 +33,8 @@ NEEDED_IN_LAB = {
     "edge_acme_url": "no ACME server reaches the lab",
     "edge_acme_root": "no ACME server reaches the lab",
     "firewall_operator_tcp": "ports of K3s only where it runs",
+    "watcher_channels": "what a watcher in the lab sees wakes nobody",
+    "syslog_ng_loki_url": "logs of a disposable machine stay on it",
     "workload_runtime": "K3s needs artifacts that the lab may not have",
     "alertmanager_slack": "alerts of a disposable machine wake nobody",
 }
@@ -72,7 +74,10 @@ def entry(machine: Machine, **data: Any) -> HostEntry:
         return offsite_machine(
             machine.name, machine.ssh_host, group="lab", user="root", key=client_key(), pin=pin, **data
         )
-    data |= {"backups_offsite": _offsite_of(machine.name)} | tunnel.settings_of(machine.index, machine.public_ipv4)
+    offsite = _offsite_of(machine.name)
+    # Somebody waits for the ping only where there is an off-site machine.
+    data |= {"backups_offsite": offsite, "alertmanager_watchdog": offsite is not None}
+    data |= tunnel.settings_of(machine.index, machine.public_ipv4)
     if machine.k3s:
         data |= {"workload_runtime": "k3s", "firewall_operator_tcp": group_data("all")["firewall_operator_tcp"]}
     address = tunnel.addresses(machine.index, 1)[0] if os.environ.get(LAB_VPN_VARIABLE) else machine.ssh_host

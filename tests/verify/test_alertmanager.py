@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 
-from tests.verify.conftest import not_exercised
+from tests.verify.conftest import eventually, not_exercised
 
 UNIT = "prometheus-alertmanager.service"
 ETC = "/etc/prometheus/minipc"
@@ -25,6 +26,20 @@ def test_every_priority_gets_to_the_operator(sh, settings):
         assert routed(sh, "alertname=Anything", f"priority={priority}", "layer=data") == "operator"
     watchdog = "watchdog" if settings.alertmanager.watchdog else "nobody"
     assert routed(sh, "alertname=Watchdog", "priority=P3", "layer=monitoring") == watchdog
+
+
+def test_whoever_waits_for_the_ping_gets_it(sh, settings):
+    if not settings.alertmanager.watchdog:
+        not_exercised("nobody waits for the machine's ping (alertmanager_watchdog)")
+
+    def count(kind):
+        text = sh("curl -sS http://127.0.0.1:9093/metrics")
+        lines = re.findall(rf'^alertmanager_notifications{kind}\{{integration="webhook".*\}} (\d+)', text, re.M)
+        return sum(map(int, lines))
+
+    assert eventually(lambda: count("_total") > count("_failed_total"), within_s=150, every_s=2), (
+        "journalctl -u prometheus-alertmanager says why"
+    )
 
 
 def test_it_runs_with_what_is_configured(sh):
