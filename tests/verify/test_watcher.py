@@ -37,7 +37,7 @@ def test_what_it_has_to_tell_was_told(state):
     assert state()["waiting"] == [], "a channel does not work: journalctl -u minipc-watcher"
 
 
-def test_only_who_knows_the_token_pings(environment, settings, public, tmp_path, sh, state):
+def test_only_who_knows_the_token_pings(environment, settings, public, tmp_path):
     if settings.watcher.ping_grace_s is None:
         not_exercised("no ping is expected (watcher_ping_grace_s is None)")
     found = load(environment, [TLS_KEY, WATCHER_PING_TOKEN])
@@ -52,9 +52,7 @@ def test_only_who_knows_the_token_pings(environment, settings, public, tmp_path,
         return public.run(*argv, "--cacert", str(certificate), "--config", "-", stdin=f'url = "{url}{token}"\n').stdout
 
     assert status("wrong") == "404"
-    before = float(sh("date +%s"))
     assert status(found[WATCHER_PING_TOKEN].reveal()) == "200"
-    assert eventually(lambda: state()["pinged_at"] >= before - 1, within_s=settings.watcher.interval_s + 20)
 
 
 def test_its_secrets_are_its_own(sh):
