@@ -11,6 +11,7 @@ import secrets
 import selectors
 import shlex
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -25,12 +26,13 @@ _TAIL_BYTES = 64
 
 
 class RemoteShell:
-    """A shell on a machine. Opened with the first command, and again after a failure."""
+    """A shell on a machine. Opened with the first command, and again after a failure. Threads take turns."""
 
     def __init__(self, config: Path, alias: str) -> None:
         self._config = config
         self._alias = alias
         self._process: subprocess.Popen[bytes] | None = None
+        self._turn = threading.Lock()
 
     def run(self, command: str, timeout_s: float = 600) -> subprocess.CompletedProcess[bytes]:
         """Runs a command in the login shell of the machine's user, without input, and waits for it.
@@ -38,6 +40,10 @@ class RemoteShell:
         Raises:
             CouldNotVerifyError: the connection ends, or the command takes longer than `timeout_s`.
         """
+        with self._turn:
+            return self._run(command, timeout_s)
+
+    def _run(self, command: str, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
         process = self._opened()
         mark = secrets.token_hex(16)
         line = f'"${{SHELL:-sh}}" -c {shlex.quote(command)} </dev/null; {_print_mark(mark)}\n'

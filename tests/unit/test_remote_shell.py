@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,13 @@ def test_a_command_can_read_nothing_of_what_comes_next(shell: RemoteShell) -> No
 
 def test_a_long_command_arrives_whole(shell: RemoteShell) -> None:
     assert shell.run(f"printf %s {'x' * 100_000} | wc -c").stdout.strip() == b"100000"
+
+
+def test_threads_take_turns(shell: RemoteShell, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: shell.run(f"echo {number}; echo {number} >&2"), range(40)))
+    assert [each.stdout for each in answers] == [each.stderr for each in answers] == [b"%d\n" % n for n in range(40)]
+    assert starts(tmp_path) == 1
 
 
 def test_a_connection_that_ends_is_named_and_opened_again(shell: RemoteShell, tmp_path: Path) -> None:
