@@ -73,7 +73,11 @@ def host() -> None:
     kernel = place(
         name="configure the kernel",
         component="host",
-        entries=[File("sysctl.conf.j2", "/etc/sysctl.d/60-minipc.conf")],
+        entries=[
+            File("sysctl.conf.j2", "/etc/sysctl.d/60-minipc.conf"),
+            File("modprobe.conf", "/etc/modprobe.d/60-minipc.conf"),
+            File("limits.conf", "/etc/security/limits.d/60-minipc.conf"),
+        ],
         values={"host": settings.host},
     )
     address = place(

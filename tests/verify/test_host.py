@@ -9,6 +9,26 @@ import pytest
 
 from tests.verify.conftest import not_exercised
 
+# `systemd-analyze security`: 0 is shut in, 10 may do everything. Above 5 it says "medium".
+EXPOSURE = 5.0
+# Why each: docs/reference/hardening.md.
+MAX_EXPOSURE = {
+    "k3s.service": 10.0,
+    "k3s-agent.service": 10.0,
+    "minipc-gitops-drift.service": 6.0,
+    "minipc-revert@x.service": 10.0,
+    "minipc-revert-boot.service": 10.0,
+}
+# Programs that anybody may run and that run as root: Debian's own.
+SET_UID = {
+    *("chage", "chfn", "chsh", "expiry", "gpasswd", "mount", "newgrp", "passwd", "su", "sudo", "umount"),
+    *("dbus-daemon-launch-helper", "ssh-keysign", "polkit-agent-helper-1", "newuidmap", "newgidmap", "fusermount3"),
+}
+
+
+def in_container(sh) -> bool:
+    return sh("systemd-detect-virt --container || true") not in ("none", "")
+
 
 @pytest.fixture(scope="session")
 def sshd(sh, settings):
@@ -81,6 +101,62 @@ def test_no_account_has_an_empty_password(sh):
     assert sh("awk -F: '$2 == \"\" {print $1}' /etc/shadow") == ""
 
 
+def test_root_is_the_only_account_with_its_rights(sh):
+    assert sh("awk -F: '$3 == 0 {print $1}' /etc/passwd") == "root"
+    assert sh('getent group sudo docker | awk -F: \'$4 != "" {print $1 ":" $4}\'') == ""
+
+
+def test_nobody_logs_in_who_has_no_business_here(sh, settings):
+    """A shell that lets in: root, the operator, and the database's account (for `runuser`, without a password)."""
+    people = sh("awk -F: '$7 !~ /(nologin|false|sync)$/ {print $1}' /etc/passwd").split()
+    assert set(people) <= {"root", settings.host.operator_user, "postgres"}
+    assert sh(f"awk -F: '$1 == \"{settings.host.operator_user}\" {{print substr($2, 1, 1)}}' /etc/shadow") in ("!", "*")
+
+
+def test_homes_are_private(sh, settings):
+    assert set(sh(f"stat -c %a /root /home/{settings.host.operator_user}").split()) == {"700"}
+    assert sh("find /root /home /etc -name .rhosts -o -name hosts.equiv") == ""
+
+
+def test_no_program_gained_root_rights(sh):
+    # What is in container images runs in containers.
+    places = "/usr /opt /srv /var /home /tmp -xdev -path /var/lib/rancher -prune -o"
+    found = sh(f"find {places} -perm -4000 -type f -printf '%f\\n' 2>/dev/null || true").split()
+    assert "sudo" in found
+    assert set(found) <= SET_UID
+
+
+def test_ssh_forwards_nothing_but_the_operators_own_tunnels(sshd):
+    for effective in sshd.values():
+        for line in ("x11forwarding no", "allowagentforwarding no", "allowstreamlocalforwarding no", "gatewayports no"):
+            assert line in effective
+        assert "allowtcpforwarding local" in effective
+
+
+def test_sudo_gives_each_command_its_own_terminal(sh, settings):
+    assert "use_pty" in sh(f"runuser -u {settings.host.operator_user} -- sudo -n -l")
+
+
+def test_no_login_can_write_memory_of_a_crashed_process(sh, settings):
+    assert sh(f"su - {settings.host.operator_user} -c 'ulimit -H -c'") == "0"
+
+
+@pytest.mark.parametrize("module", ["dccp", "sctp", "rds", "tipc", "cramfs", "hfsplus", "udf", "firewire-core"])
+def test_a_driver_nobody_needs_is_not_loaded(sh, module):
+    assert "/bin/false" in sh(f"modprobe --show-config 2>/dev/null | grep '^install {module.replace('-', '_')} '")
+    assert sh(f"grep -c '^{module.replace('-', '_')} ' /proc/modules 2>/dev/null || true") in ("0", "")
+
+
+def test_units_of_ours_have_only_what_they_need(sh, exposure):
+    listing = "cd /etc/systemd/system && grep -rls 'Written by minipc' . --include='*.service' --include='*.conf'"
+    paths = [path.split("/")[1] for path in sh(listing).splitlines()]
+    names = {path.removesuffix(".d") for path in paths if path.removesuffix(".d").endswith(".service")}
+    ours = {name.replace("@.service", "@x.service") for name in names}
+    assert "minipc-service-address.service" in ours
+    found = {name: exposure(name) for name in sorted(ours)}
+    assert {name: value for name, value in found.items() if value > MAX_EXPOSURE.get(name, EXPOSURE)} == {}
+
+
 def test_the_service_address_is_up(sh, settings):
     assert f"{settings.host.service_address}/32" in sh("ip -4 -o address show dev lo")
 
@@ -94,10 +170,14 @@ def test_network_setting(sh, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["kernel.kptr_restrict=2", "kernel.panic=10", "fs.protected_fifos=2", "vm.swappiness=10"]
+    "name",
+    [
+        *("kernel.kptr_restrict=2", "kernel.panic=10", "kernel.core_pattern=|/bin/false", "fs.protected_fifos=2"),
+        *("kernel.perf_event_paranoid=3", "net.core.bpf_jit_harden=2", "vm.swappiness=10"),
+    ],
 )
 def test_kernel_setting(sh, name):
-    if sh("systemd-detect-virt --container || true") not in ("none", ""):
+    if in_container(sh):
         not_exercised("a container shares the controller's kernel and must not change it")
     key, value = name.split("=")
     assert sh(f"sysctl -n {key}") == value
@@ -106,7 +186,7 @@ def test_kernel_setting(sh, name):
 def test_time_is_kept(sh, units):
     chrony = units("chrony.service")
     assert chrony["UnitFileState"] == "enabled"
-    if sh("systemd-detect-virt --container || true") not in ("none", ""):
+    if in_container(sh):
         not_exercised("a container may not set the controller's clock; chrony is enabled and its unit refuses to start")
     assert chrony["ActiveState"] == "active"
     assert sh("timedatectl show -p NTPSynchronized --value") == "yes"
@@ -118,6 +198,12 @@ def test_security_updates_install_themselves(sh, units):
         "apt-config dump Unattended-Upgrade::Origins-Pattern"
     )
     assert sh("unattended-upgrade --dry-run >/dev/null 2>&1; echo $?") == "0"
+
+
+def test_a_reboot_for_an_update_waits_for_its_hour(sh, settings):
+    wanted = sh("apt-config shell on Unattended-Upgrade::Automatic-Reboot at Unattended-Upgrade::Automatic-Reboot-Time")
+    assert f"on='{'true' if settings.host.reboot_at else 'false'}'" in wanted
+    assert not settings.host.reboot_at or f"at='{settings.host.reboot_at}'" in wanted
 
 
 def test_apt_waits_for_its_lock(sh):
