@@ -22,6 +22,7 @@ from minipc.bundle import checkout, creation
 from minipc.bundle.archive import Manifest
 from minipc.errors import MinipcError
 from minipc.inventory import Environment
+from minipc.lab import zone
 from minipc.lab.inventory import pin_lab_machine
 from minipc.pins import read_pins
 from minipc.secrets import open_store
@@ -103,6 +104,7 @@ class Elsewhere:
             place = self.state / "lab/machines" / machine.name
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
             shutil.copy(machine.directory / "machine.json", place)
+            zone.hand_over(machine.name, self.state)
 
     def start(self, *words: str, run: Path, log: Path) -> subprocess.Popen[bytes]:
         """Starts `minipc WORDS` there, as a part of the run in that folder, and returns at once."""

@@ -25,11 +25,13 @@ from typing import Any
 from minipc import lab, records
 from minipc.converge import converge
 from minipc.display import print_summary, watch
+from minipc.dns.changes import Change
 from minipc.dns.provider import Addresses, open_provider, wanted_records
 from minipc.errors import EXIT_FAIL, EXIT_PASS, CouldNotVerifyError, MinipcError, RefusedError
 from minipc.facts.postgres import RESTORE_UNFINISHED
 from minipc.inventory import Environment, HostEntry, Target, offsite_target, the_target
 from minipc.lab.inventory import pin_lab_machine
+from minipc.lab.zone import as_a_client, zone_of
 from minipc.pins import write_pin
 from minipc.records import DataClassResult, Record, exit_code
 from minipc.remote import describe, on, query, versions
@@ -263,10 +265,15 @@ def lead_the_name(run: Run, environment: Environment, target: Target, given: Add
     with run.phase(phases.DNS.name, phases.DNS.detail) as say:
         # A machine whose address is not fixed tells it itself.
         _converge(run, environment, target, phases.DNS)
-        addresses = dns_cutover.addresses_of(target, given or {})
-        wanted = wanted_records(target.settings, target.data.get("machine_identity"), addresses)
-        changed = dns_cutover.cutover(open_provider(target.settings, run.note), wanted, run.note)
+        changed = cut_over(run, target, given)
         say("; ".join(map(str, changed)) or "the records were right already")
+
+
+def cut_over(run: Run, target: Target, given: Addresses | None = None) -> list[Change]:
+    """The cutover itself; returns what was changed. Raises as `playbooks/dns_cutover.py`."""
+    addresses = dns_cutover.addresses_of(target, given or {})
+    wanted = wanted_records(target.settings, target.data.get("machine_identity"), addresses)
+    return dns_cutover.cutover(open_provider(target.settings, run.note), wanted, run.note)
 
 
 def public_name(run: Run, environment: Environment, target: Target, limit_s: float = 120) -> None:
@@ -288,13 +295,17 @@ def public_name(run: Run, environment: Environment, target: Target, limit_s: flo
 
 
 def _ask_as_a_user(environment: Environment, target: Target, path: str) -> str:
-    """The HTTP code that the public name gives on this machine; 000 for none."""
+    """The HTTP code that the public name gives; 000 for none. By its records in the lab, else on this very machine."""
     domain = target.settings.edge.domain
+    argv = ["curl", "--silent", "--insecure", "--max-time", "5", "--noproxy", "*", "--output", "/dev/null"]
+    argv += ["--write-out", "%{http_code}", f"https://{domain}{path}"]
     machine = lab.find(target.alias) if environment == "lab" else None
-    side = ["ip", "netns", "exec", "public"] if machine else []
-    address = machine.public_ipv4 if machine else target.data["ssh_hostname"]
-    argv = [*side, "curl", "--silent", "--insecure", "--max-time", "5", "--noproxy", "*", "--output", "/dev/null"]
-    argv += ["--resolve", f"{domain}:443:{address}", "--write-out", "%{http_code}", f"https://{domain}{path}"]
+    zone = zone_of(machine.name) if machine else None
+    if zone is None:
+        address = machine.public_ipv4 if machine else target.data["ssh_hostname"]
+        argv += ["--resolve", f"{domain}:443:{address}"]
+    if machine:
+        argv = as_a_client(zone, *argv)
     return subprocess.run(argv, capture_output=True, text=True, timeout=20).stdout
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,22 +21,26 @@ from cryptography.hazmat.primitives import hashes
 
 from minipc import certificates, lab, records
 from minipc.components import deploy_files
+from minipc.config.load import group_data
 from minipc.converge import converge, plan
 from minipc.display import console_for, print_summary, watch
 from minipc.errors import CouldNotVerifyError, MinipcError
 from minipc.inventory import HostEntry, Target, the_target
 from minipc.lab.inventory import OFFSITE, entry, is_offsite, overrides, pin_lab_machine, stand_in_data
+from minipc.lab.zone import Zone, serve
 from minipc.paths import ROOT
 from minipc.records import DataClassResult, Gate, Record
 from minipc.remote import describe, on, query, versions
 from minipc.run import PhaseFailedError, Run
-from minipc.secrets.generate import generate
+from minipc.secrets import open_store
+from minipc.secrets.catalogue import DNS_TOKEN
+from minipc.secrets.generate import alphanumeric, generate
 from minipc.timeline import OperationEnd, PhaseEnd, PhaseStart, read
 from minipc.variables import REHEARSE_AS_VARIABLE
 from minipc.verification import verify
 from minipc.wording import count
 from minipc.workload import image as images
-from playbooks import gitops, real_kernel, separation
+from playbooks import gitops, real_kernel, rebuild, separation
 from playbooks.adopt import adopt
 from playbooks.backup import take
 from playbooks.elsewhere import Elsewhere, Stick, end, seal
@@ -80,6 +84,8 @@ class Cast:
     options: Options
     machines: dict[str, lab.Machine] = field(default_factory=dict)
     stick: Stick | None = None
+    zone: Zone | None = None
+    held: ExitStack = field(default_factory=ExitStack)
 
     def boot(self, name: str, *, disk_gb: int = DISK_GB) -> lab.Machine:
         """A blank machine."""
@@ -95,12 +101,19 @@ class Cast:
         adopt(self._entry(machine), machine.host_key_fingerprint, pin_lab_machine)
         return the_target("lab", name)
 
+    def publish(self) -> None:
+        """A zone for the public name, served as long as the machines are up."""
+        domain: str = group_data(self.options.group)["edge_domain"]
+        parent = domain.partition(".")[2] if domain.count(".") > 1 else domain
+        self.zone = self.held.enter_context(serve(self.options.name, parent, _token(), keep=self.options.keep))
+
     def lose(self, name: str) -> None:
         """Power off, disk gone."""
         lab.destroy(self.machines.pop(name))
 
     def leave(self) -> None:
         """The end: the bundle goes, and all machines, unless they are kept."""
+        self.held.close()
         if self.stick:
             self.stick.remove()
         if not self.options.keep:
@@ -139,6 +152,7 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
             else:
                 with run.phase("boot", "two blank machines: the mini PC and the off-site one"):
                     offsite = cast.enrol(OFFSITE + options.name)
+                    cast.publish()
                     target = cast.enrol(options.name)
                     told, runtime = describe(target, options.backend), target.settings.workload.runtime
                 _build(run, target, offsite)
@@ -156,7 +170,7 @@ def rehearse(options: Options) -> tuple[Record, Path, Path]:
         group=options.group,
         runtime=runtime,
         converge_phase=CONVERGE,
-        overrides=overrides(options.group) if options.group != "lab" else [],
+        overrides=overrides(options.group, cast.zone) if options.group != "lab" else [],
         components=components,
     )
     report_path, record_path = run.publish(record)
@@ -228,10 +242,20 @@ def _build(run: Run, target: Target, offsite: Target) -> None:
         detail("; ".join(f"{each.component}: {each.name}" for each in pending) or "0 changes")
         run.gates.append(Gate.judge("changes that a plan finds", budget=0, seen=len(pending), unit="changes"))
     run.versions |= versions(target)
+    with run.phase("first cutover", "the public name leads here") as detail:
+        detail("; ".join(map(str, rebuild.cut_over(run, target))))
     with run.phase("verify", "from both sides") as detail:
         detail(verify("lab", target, [], events=run.events, log=run.log).demand().summary)
     with run.phase("separation", "who reaches what, from each side") as detail:
         detail(separation.short(run, target))
+
+
+def _token() -> str:
+    """What the zone's API asks for; the lab's own secret, as a user's would be."""
+    store = open_store("lab")
+    if DNS_TOKEN not in store.read([DNS_TOKEN]):
+        store.set_many({DNS_TOKEN: alphanumeric()})
+    return store.get(DNS_TOKEN).reveal()
 
 
 def _operations(run: Run) -> list[OperationEnd]:

@@ -29,7 +29,7 @@ SHIPPED = (
     "minipc/errors.py",
     *(
         f"minipc/dns/{name}.py"
-        for name in ("__init__", "address", "changes", "cloudflare", "exchange", "follow", "records")
+        for name in ("__init__", "address", "changes", "cloudflare", "exchange", "follow", "records", "reserved")
     ),
 )
 """The modules that run on the machine, relative to the repository; they are placed below CODE."""

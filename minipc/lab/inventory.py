@@ -10,6 +10,7 @@ from minipc.inventory import HostEntry, offsite_machine, target
 from minipc.lab import tunnel
 from minipc.lab.machine import Machine, load_all
 from minipc.lab.ssh import client_key, client_public_key
+from minipc.lab.zone import Zone, zone_of
 from minipc.paths import state_dir
 from minipc.pins import Pin, read_pins, write_pin
 from minipc.records import Override
@@ -78,6 +79,9 @@ def entry(machine: Machine, **data: Any) -> HostEntry:
     # Somebody waits for the ping only where there is an off-site machine.
     data |= {"backups_offsite": offsite, "alertmanager_watchdog": offsite is not None}
     data |= tunnel.settings_of(machine.index, machine.public_ipv4)
+    zone = zone_of(machine.name)
+    if zone:
+        data |= zone.data(data.get("edge_domain") or group_data("lab")["edge_domain"])
     if machine.k3s:
         data |= {"workload_runtime": "k3s", "firewall_operator_tcp": group_data("all")["firewall_operator_tcp"]}
     address = tunnel.addresses(machine.index, 1)[0] if os.environ.get(LAB_VPN_VARIABLE) else machine.ssh_host
@@ -113,11 +117,19 @@ def stand_in_data(group: str) -> dict[str, Any]:
     return group_data(group) | {key: lab[key] for key in NEEDED_IN_LAB}
 
 
-def overrides(group: str) -> list[Override]:
-    """Each value of the group that the lab replaced, and why."""
+def overrides(group: str, zone: Zone | None = None) -> list[Override]:
+    """Each value of the group that the lab replaced, and why.
+
+    Args:
+        zone: the lab's own, which held the public name.
+    """
     theirs, lab = group_data(group), group_data("lab")
+    used = [(key, lab[key], why) for key, why in NEEDED_IN_LAB.items()]
+    if zone:
+        why = "a zone of the lab's own: nobody's real records are changed"
+        used += [(key, value, why) for key, value in zone.data(theirs["edge_domain"]).items()]
     return [
-        Override(key=key, production_value=repr(theirs[key]), used_value=repr(lab[key]), why=why)
-        for key, why in NEEDED_IN_LAB.items()
-        if theirs[key] != lab[key]
+        Override(key=key, production_value=repr(theirs[key]), used_value=repr(value), why=why)
+        for key, value, why in used
+        if theirs[key] != value
     ]

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from minipc.dns.reserved import is_documentation
+
 Backend = Literal["age", "vault"]
 
 
@@ -20,7 +22,7 @@ def _trusted_url(value: str) -> str:
         raise ValueError("not a URL; allowed: https:// and a host, such as 'https://vault.example.org:8200'")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("has credentials, a query or a fragment; allowed: scheme, host and port only")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not (_is_loopback(parts.hostname) or is_documentation(parts.hostname)):
         raise ValueError(
             "anyone on the way could read and forge it; allowed: https://, or http:// to this machine itself; "
             f"did you mean {'https' + value.removeprefix('http')!r}?"

@@ -44,7 +44,7 @@ def adopted(blank: lab.Machine) -> lab.Machine:
 def provide(machine: lab.Machine, address: str, holder: str, content: str) -> None:
     """A provider on the machine's own loopback, which also says that this is the machine's public address."""
     record = {"name": NAME, "type": "A", "content": content, "comment": f"minipc {holder}"}
-    code = (ROOT / "tests/unit/dns_cloudflare_server.py").read_text()
+    code = (ROOT / "minipc/lab/cloudflare.py").read_text()
     lab.run(machine, ["sh", "-c", f"cat > {FAKE}"], stdin=code)
     lab.run(machine, ["sh", "-c", f"cat > {STATE}"], stdin=json.dumps({"address": address, "records": [record]}))
     on(

@@ -13,7 +13,7 @@ import pytest
 from minipc.dns.cloudflare import Cloudflare
 from minipc.dns.records import DnsError, Record
 from minipc.errors import MinipcError, SecretError
-from tests.unit.dns_cloudflare_server import FakeCloudflare
+from minipc.lab.cloudflare import FakeCloudflare
 from tests.unit.secrets_leaks import assert_silent
 
 TOKEN = "t0ken-for_example-org"

@@ -18,9 +18,9 @@ from minipc.dns.provider import wanted_records
 from minipc.dns.records import DnsError, Record
 from minipc.errors import ConfigError, CouldNotVerifyError, MinipcError, RefusedError, SecretError
 from minipc.inventory import Target
+from minipc.lab.cloudflare import FakeCloudflare
 from minipc.secrets import Secret, Secrets
 from playbooks import dns_cutover
-from tests.unit.dns_cloudflare_server import FakeCloudflare
 
 TOKEN = "t0ken-for_example-org"
 ZONE = "example.org"

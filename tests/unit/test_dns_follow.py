@@ -14,8 +14,8 @@ from minipc.dns import changes, follow
 from minipc.dns.address import parse_address, public_address
 from minipc.dns.cloudflare import Cloudflare
 from minipc.dns.records import DnsError
+from minipc.lab.cloudflare import FakeCloudflare
 from minipc.paths import ROOT
-from tests.unit.dns_cloudflare_server import FakeCloudflare
 
 TOKEN = "t0ken-for_example-org"
 ZONE = "example.org"
@@ -174,6 +174,15 @@ def test_an_address_in_an_answer(text: str, kind: str, address: str) -> None:
 def test_no_public_address_in_an_answer(text: str, kind: str) -> None:
     with pytest.raises(DnsError):
         parse_address(text, kind, "url")
+
+
+def test_the_labs_addresses_are_public_in_the_lab_only() -> None:
+    assert parse_address("198.51.100.7", "A", "http://198.51.100.2:8053/cdn-cgi/trace") == "198.51.100.7"
+    for url in ("https://cloudflare.com/cdn-cgi/trace", "http://127.0.0.1/"):
+        with pytest.raises(DnsError, match="which is no public IPv4 address"):
+            parse_address("198.51.100.7", "A", url)
+    with pytest.raises(DnsError):
+        parse_address("10.0.0.1", "A", "http://198.51.100.2:8053/cdn-cgi/trace")
 
 
 def test_an_address_service_that_refuses(server: FakeCloudflare) -> None:

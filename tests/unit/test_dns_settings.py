@@ -25,6 +25,7 @@ CLOUDFLARE = {"dns_provider": "cloudflare", "dns_zone": "example.org", "dns_reco
         CLOUDFLARE | {"dns_follow": True, "dns_follow_every_s": 60},
         CLOUDFLARE | {"dns_ipv4": "198.51.100.7", "dns_ipv6": "2001:db8::7"},
         CLOUDFLARE | {"dns_api_url": "http://127.0.0.1:8080/client/v4"},
+        CLOUDFLARE | {"dns_api_url": "http://198.51.100.2:8080/client/v4"},
         CLOUDFLARE | {"dns_ttl_s": 60, "dns_cutover_ttl_s": 60},
     ],
 )
@@ -49,6 +50,7 @@ def test_valid(values: dict[str, Any]) -> None:
         (CLOUDFLARE | {"dns_ipv6": "198.51.100.7"}, "is not an IPv6 address"),
         (CLOUDFLARE | {"dns_api_url": "http://api.example.org"}, "did you mean 'https://api.example.org'?"),
         (CLOUDFLARE | {"dns_address_url": "http://ip.example.org"}, "did you mean 'https://ip.example.org'?"),
+        (CLOUDFLARE | {"dns_api_url": "http://198.51.99.2"}, "did you mean 'https://198.51.99.2'?"),
         ({"dns_follow": True}, "dns_follow needs a dns_provider"),
     ],
 )

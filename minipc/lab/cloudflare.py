@@ -1,9 +1,9 @@
 """A small server that answers as Cloudflare's published API (version 4) does: zones, DNS records, pages, errors.
 
-Standard library only: the lab runs this very file on a machine. It also tells a client its address, as
-/cdn-cgi/trace does.
+For tests and rehearsals: nobody's real records. Standard library only: a test runs this very file on a machine. It also
+tells a client its address, as /cdn-cgi/trace does.
 
-    python3 dns_cloudflare_server.py PORT ZONE TOKEN STATE_FILE
+    python3 cloudflare.py PORT ZONE TOKEN STATE_FILE
 """
 
 from __future__ import annotations
@@ -274,7 +274,11 @@ def _main(port: str, zone: str, token: str, state: str) -> None:
     fake.address = settings["address"]
     for record in settings["records"]:
         fake.insert(zone, record)
-    fake.changed = lambda: path.write_text(json.dumps({"address": fake.address, "records": fake.zones[zone].records}))
+
+    def write() -> None:
+        path.write_text(json.dumps({"address": fake.address, "records": fake.zones[zone].records}))
+
+    fake.changed = write
     fake._server.serve_forever()
 
 
