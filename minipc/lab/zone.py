@@ -23,7 +23,7 @@ from typing import Any
 
 from minipc.errors import MinipcError
 from minipc.lab.cloudflare import FakeCloudflare
-from minipc.lab.machine import ProcessId
+from minipc.lab.machine import ProcessId, load_all
 from minipc.lab.name_server import Address
 from minipc.lab.name_server import serve as serve_names
 from minipc.lab.network import CLIENT_HOST, PUBLIC
@@ -67,7 +67,7 @@ class Zone:
 
 @contextmanager
 def serve(name: str, zone: str, token: str, *, keep: bool = False) -> Iterator[Zone]:
-    """Serves an empty zone while the block lasts, or with `keep` until the lab's networks go.
+    """Serves an empty zone while the block lasts, or with `keep` until its machines are gone.
 
     Args:
         name: of the machine whose public name it holds.
@@ -88,8 +88,11 @@ def serve(name: str, zone: str, token: str, *, keep: bool = False) -> Iterator[Z
         text=True,
         start_new_session=True,
     )
+    served: Zone | None = None
     try:
-        said = _ask(process, json.dumps({"zone": zone, "token": token, "nameserver": nameserver, "keep": keep}))
+        said = _ask(
+            process, json.dumps({"serves": name, "zone": zone, "token": token, "nameserver": nameserver, "keep": keep})
+        )
         identity = ProcessId.of(process.pid)
         if not said or identity is None:
             raise MinipcError(
@@ -99,10 +102,11 @@ def serve(name: str, zone: str, token: str, *, keep: bool = False) -> Iterator[Z
         write(served)
         yield served
     finally:
-        if not keep:
+        if not keep or served is None:
             process.kill()
             process.wait()
-            (_directory() / f"{name}.json").unlink(missing_ok=True)
+            for file in (f"{name}.json", f"{name}.resolv.conf"):
+                (_directory() / file).unlink(missing_ok=True)
 
 
 def _ask(process: subprocess.Popen[str], wanted: str) -> str:
@@ -127,9 +131,17 @@ def zone_of(name: str) -> Zone | None:
             zone = Zone(**values | {"process": ProcessId(**values["process"])})
         except (OSError, ValueError, TypeError, KeyError):
             continue
-        if (name == zone.serves or name.startswith(f"{zone.serves}-")) and zone.process.is_running():
+        if _is_for(name, zone.serves) and zone.process.is_running():
             return zone
     return None
+
+
+def _is_for(name: str, serves: str) -> bool:
+    return name == serves or name.startswith(f"{serves}-")
+
+
+def _machines(serves: str) -> list[str]:
+    return [machine.name for machine in load_all() if _is_for(machine.name, serves)]
 
 
 def write(zone: Zone, directory: Path | None = None) -> None:
@@ -184,7 +196,7 @@ def _main() -> None:
     parent = os.getppid()
     with provider:
         print(json.dumps({"api_url": provider.api_url, "address_url": provider.address_url}), flush=True)
-        while wanted["keep"] or os.getppid() == parent:
+        while os.getppid() == parent or (wanted["keep"] and _machines(wanted["serves"])):
             time.sleep(1)
 
 

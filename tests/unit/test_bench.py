@@ -8,9 +8,11 @@ import tarfile
 
 import pytest
 
+from bench import recovery
 from bench.ansible import changed_tasks
 from bench.checks import without_sharing
 from bench.declared import Operation
+from bench.latency import Answer, p95, read_answers
 from bench.noop import changed_operations
 from bench.playbook import TREE_FILES, pack, playbook
 from bench.script import archives, left_out, script
@@ -18,7 +20,9 @@ from bench.timing import Sample, Series, alternate, cpu_ratio, ratio, timed
 from minipc.config.schema import PostgresDatabase, PostgresRole
 from minipc.errors import MinipcError
 from minipc.operations import Absent, Content, Directory
+from minipc.run import Run
 from minipc.secrets import Secret
+from minipc.timeline import PhaseEnd, PhaseStart
 
 
 def series(*walls: float) -> Series:
@@ -171,3 +175,31 @@ def test_an_archive_keeps_owner_and_mode():
     folder, file = unpack(packed)[:2]
     assert (folder.isdir(), folder.uname, folder.gname, folder.mode) == (True, "demo", "demo", 0o2750)
     assert (file.isreg(), file.uname, file.mode, file.size) == (True, "root", 0o644, 4)
+
+
+# --- recovery -------------------------------------------------------------------------------------------------------
+
+
+def test_the_slowest_five_of_a_hundred_are_left_out(tmp_path):
+    answers = [Answer(float(n), 0.010 if n < 95 else 9.0, 200) for n in range(100)]
+    assert p95(answers[:94]) == 0.010
+    assert p95(answers) > 0.010
+    with pytest.raises(ValueError, match="too few"):
+        p95(answers[:5])
+
+
+def test_an_answer_that_is_half_written_is_left_out(tmp_path):
+    file = tmp_path / "answers"
+    file.write_text("1.000 0.010000 200\n2.000 0.020000 0\n3.000 0.0")
+    assert read_answers(file) == [Answer(1.0, 0.01, 200), Answer(2.0, 0.02, 0)]
+
+
+def test_the_shares_of_a_rebuild_end_with_the_public_name(monkeypatch, tmp_path):
+    monkeypatch.setattr("minipc.run.REPORTS", tmp_path)
+    run = Run("benchmark")
+    for phase, began, ended in (("fill", 1, 90), ("data", 110, 150), ("public name", 150, 200), ("after", 210, 220)):
+        run.write(PhaseStart(t=began, phase=phase))
+        run.write(PhaseEnd(t=ended, phase=phase, verdict="pass"))
+    shares, total = recovery.phases_since(run, 100)
+    assert total == 100
+    assert [(each.what, each.seconds) for each in shares] == [("data (40%)", 40), ("public name (50%)", 50)]

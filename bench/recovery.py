@@ -1,0 +1,281 @@
+"""`python -m bench.recovery`: what a database of some size costs: its drill, its restore, and a rebuild by phase.
+
+Side by side in one run, with a dated record. Never a timed test. What is measured: docs/concepts/recovery-time.md.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from bench.latency import Answer, p95, read_answers
+from bench.machine import enrol, prepare
+from bench.results import Measurement, Share
+from bench.timing import Sample, alternate, machine_cpu_seconds, ratio
+from minipc import lab, records
+from minipc.components import deploy_files
+from minipc.converge import converge
+from minipc.display import console_for, print_summary, watch
+from minipc.errors import MinipcError
+from minipc.git import head
+from minipc.inventory import Target
+from minipc.paths import ROOT
+from minipc.records import Gate
+from minipc.remote import describe, on
+from minipc.run import PhaseFailedError, Run, controller
+from minipc.timeline import PhaseEnd, PhaseStart, read
+from minipc.wording import duration
+from playbooks import rebuild
+from playbooks.backup import take
+from playbooks.phases import PUBLIC_NAME
+from playbooks.rehearse import CA_FILE
+from playbooks.restore_drill import run_on_machine
+
+MACHINE, OFFSITE = "bench-r", "offsite-bench-r"
+TIMES_IDLE = 1.5
+SHARE_OF_BARE = 0.9
+IDLE_S = 30.0
+LIMIT_S = 3 * 3600
+DATA = "/var/lib/postgresql/17/main"
+UNIT = "postgresql@17-main.service"
+# Text that zstd halves, as a service's rows: neither all the same nor noise.
+FILL = """
+CREATE TABLE IF NOT EXISTS bench_fill (id bigserial PRIMARY KEY, at timestamptz DEFAULT now(), body text);
+INSERT INTO bench_fill (body)
+SELECT string_agg(md5(random()::text), ' ') FROM generate_series(1, {rows}) AS row, generate_series(1, 24) GROUP BY row;
+"""
+ROWS_PER_STEP = 100_000
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--size-gb", type=click.FloatRange(0.05, 50), default=1.0, show_default=True, help="Of the database.")
+@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Of restores and of drills.")
+@click.option("--drills/--no-drills", default=True, help="What a drill costs the living service.")
+def bench(size_gb: float, rounds: int, drills: bool) -> None:
+    """Measures drill, restore and rebuild with a database of that size. Exits 1 when a target is missed."""
+    run = Run("benchmark")
+    measured: list[Measurement] = []
+    machine: records.Target | None = None
+    with watch(run.events):
+        run.note(f"load average at the start {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs")
+        try:
+            target = _machines(run, size_gb)
+            machine = describe(target, "nspawn")
+            _fill(run, target, size_gb)
+            if drills:
+                measured.append(_drill_cost(run, target, rounds))
+            measured.append(_restores(run, target, rounds))
+            measured.append(_rebuild(run, target, size_gb))
+        except PhaseFailedError as failed:
+            run.note(f"{failed}; what was printed: {run.log}")
+        finally:
+            lab.down([MACHINE, f"{MACHINE}-2", OFFSITE])
+    if machine is None:
+        sys.exit(f"there was no machine to measure; see {run.log}")
+    record = _record(run, machine, measured)
+    report_path, record_path = run.publish(record)
+    print_summary(record, report_path=report_path, record_path=record_path)
+    for each in measured:
+        each.print(console_for())
+    sys.exit(records.exit_code(record))
+
+
+def _machines(run: Run, size_gb: float) -> Target:
+    # Database, its copy aside or in a drill, a repository, WAL; and the packages.
+    disk_gb = int(6 + 4 * size_gb) + 1
+    with run.phase("prepare", "programs, base image, secrets"):
+        prepare()
+    with run.phase("two converged machines"):
+        enrol(lab.up(OFFSITE, disk_gb=disk_gb))
+        target = enrol(lab.up(MACHINE, disk_gb=disk_gb))
+        for name in (OFFSITE, MACHINE):
+            converge("lab", deploy_files(), log=run.log, limit=name)
+    return target
+
+
+def _fill(run: Run, target: Target, size_gb: float) -> None:
+    """Rows until the database has its size, then a full backup into both repositories."""
+    psql = "runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1 -d workload"
+    with run.phase("fill", f"{size_gb:g} GB") as detail:
+        while (size := int(on(target, psql, "SELECT pg_database_size('workload')"))) < size_gb * 1e9:
+            on(target, psql, FILL.format(rows=ROWS_PER_STEP), timeout_s=LIMIT_S)
+        on(target, psql, "CHECKPOINT; VACUUM ANALYZE bench_fill", timeout_s=LIMIT_S)
+        detail(f"{size / 1e9:.2f} GB")
+    with run.phase("full backup", "into both repositories") as detail:
+        outcomes = take(target, "full")
+        if failed := [f"{repo}: {each['error']}" for repo, each in outcomes.items() if not each["success"]]:
+            raise MinipcError("; ".join(failed))
+        detail(
+            ", ".join(f"{repo} {each['size'] / 1e6:.0f} MB, {each['seconds']:.0f} s" for repo, each in outcomes.items())
+        )
+
+
+# --- the drill ------------------------------------------------------------------------------------------------------
+
+
+def _drill_cost(run: Run, target: Target, rounds: int) -> Measurement:
+    """The service is asked all the time; what it takes during a drill, against just before."""
+    ratios, remarks, idle_all, busy_all, lost = [], [], [], [], 0
+    with tempfile.TemporaryDirectory(prefix="minipc-bench-") as folder, _asking(target, Path(folder)) as file:
+        for number in range(1, rounds + 1):
+            with run.phase(f"drill {number} of {rounds}", f"after {IDLE_S:.0f} s without") as detail:
+                begin = time.time()
+                time.sleep(IDLE_S)
+                middle = time.time()
+                result = run_on_machine(target, 2 - number % 2)
+                end = time.time()
+                if result["verdict"] != "pass":
+                    raise MinipcError(f"the drill did not pass: {result['reason']}")
+                answers = read_answers(file)
+                idle, busy = _within(answers, begin, middle), _within(answers, middle, end)
+                lost += sum(each.code != 200 for each in busy)
+                idle_all.append(p95(idle))
+                busy_all.append(p95(busy))
+                ratios.append(p95(busy) / p95(idle))
+                steps = ", ".join(
+                    f"{each['name']} {each['ended'] - each['started']:.1f} s" for each in result["phases"]
+                )
+                detail(f"p95 {p95(idle) * 1000:.1f} ms, during it {p95(busy) * 1000:.1f} ms")
+                remarks.append(f"drill of repo{result['repo']}, {end - middle:.0f} s: {steps}")
+    remarks.insert(
+        0,
+        f"p95 of /api/health: {statistics.median(idle_all) * 1000:.1f} ms idle, "
+        f"{statistics.median(busy_all) * 1000:.1f} ms during a drill; {lost} answers were not 200",
+    )
+    gate = Gate.judge("p95 during a drill, times idle", budget=TIMES_IDLE, seen=statistics.median(ratios), unit="×")
+    return Measurement("What a drill costs the living service", [], [gate], remarks=remarks)
+
+
+def _within(answers: Sequence[Answer], begin: float, end: float) -> list[Answer]:
+    return [each for each in answers if begin <= each.at < end]
+
+
+@contextmanager
+def _asking(target: Target, folder: Path) -> Iterator[Path]:
+    """Questions from the public side while the block lasts; yields the file with the answers."""
+    machine = lab.find(target.alias)
+    if machine is None:
+        raise MinipcError(f"there is no machine {target.alias}")
+    authority, out = folder / "ca.crt", folder / "answers"
+    authority.write_text(on(target, f"cat {CA_FILE}") + "\n", encoding="utf-8")
+    argv = ["ip", "netns", "exec", "public", sys.executable, "-m", "bench.latency", "--address", machine.public_ipv4]
+    argv += ["--domain", target.settings.edge.domain, "--ca", str(authority), "--out", str(out)]
+    process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL)
+    try:
+        yield out
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+# --- the restore ----------------------------------------------------------------------------------------------------
+
+
+def _restores(run: Run, target: Target, rounds: int) -> Measurement:
+    """The database from the off-site repository: the rebuild's program, and pgBackRest alone."""
+    restore = {
+        "minipc restore": "/usr/local/lib/minipc/restore restore",
+        "pgbackrest restore": f"install -d -o postgres -g postgres -m 700 {DATA} && cd / && "
+        "runuser -u postgres -- pgbackrest --stanza=main --repo=2 restore",
+    }
+
+    def contestant(name: str) -> Callable[[int], Sample]:
+        def once(number: int) -> Sample:
+            with run.phase(f"restore, {name}: {number} of {rounds}") as detail:
+                on(target, f"rm -rf {DATA}; sync", timeout_s=LIMIT_S)
+                began, before = time.monotonic(), machine_cpu_seconds(target.alias)
+                on(target, restore[name], timeout_s=LIMIT_S)
+                sample = Sample(time.monotonic() - began, machine_cpu_seconds(target.alias) - before)
+                detail(f"{sample.seconds:.1f} s")
+            return sample
+
+        return once
+
+    _without_database(run, target)
+    ours, bare = alternate({name: contestant(name) for name in restore}, rounds)
+    size = int(on(target, f"du -sb {DATA} | cut -f1"))
+    remarks = [f"{each.name}: {size / each.seconds / 1e6:.0f} MB/s of the restored directory" for each in (ours, bare)]
+    remarks.append("from the off-site repository over SFTP, the local one hidden, as after a loss")
+    gate = Gate.judge(
+        "restore throughput, of a bare one's", budget=SHARE_OF_BARE, seen=ratio(bare, ours), unit="×", bound="at-least"
+    )
+    return Measurement(f"Restoring {size / 1e9:.2f} GB", [ours, bare], [gate], remarks=remarks)
+
+
+def _without_database(run: Run, target: Target) -> None:
+    """The machine as the rebuild finds a new one: no database, no local repository; nobody writes any more."""
+    with run.phase("no database", "stopped and gone, and no local repository"):
+        on(
+            target,
+            f"systemctl stop 'minipc-*.timer' {UNIT}; find /var/lib/pgbackrest -mindepth 1 -delete; rm -rf {DATA}",
+            timeout_s=LIMIT_S,
+        )
+
+
+# --- the rebuild ----------------------------------------------------------------------------------------------------
+
+
+def _rebuild(run: Run, target: Target, size_gb: float) -> Measurement:
+    """The machine is lost, and what the rebuild takes on a blank one, phase by phase, until the service answers."""
+    with run.phase("lose the machine", "power and disk"):
+        lab.down(MACHINE)
+        lost_at = time.time()
+    with run.phase("boot again", "a blank machine in its place"):
+        fresh = enrol(lab.up(f"{MACHINE}-2", disk_gb=int(6 + 4 * size_gb) + 1))
+    rebuild.fence(run, "lab", fresh)
+    back = rebuild.come_back(run, "lab", fresh)
+    rebuild.lead_the_name(run, "lab", fresh)
+    rebuild.public_name(run, "lab", fresh)
+    shares, total = phases_since(run, lost_at)
+    run.rto_seconds = total
+    run.rto_budget_seconds = target.settings.backups.rto_budget_s
+    remarks = [f"RTO {duration(total)}", f"copying the database: {back.seconds or 0:.1f} s of it"]
+    return Measurement("The rebuild, from the loss until the service answers", [], [], shares, remarks)
+
+
+def phases_since(run: Run, moment: float) -> tuple[list[Share], float]:
+    """Each phase from the moment of the loss to the end of the public name, with its share; and how long that was."""
+    events = list(read(run.events))
+    starts = {each.phase: each.t for each in events if isinstance(each, PhaseStart) and each.t >= moment - 0.001}
+    ends = {each.phase: each.t for each in events if isinstance(each, PhaseEnd) and each.phase in starts}
+    total = ends.get(PUBLIC_NAME.name, max(ends.values())) - moment
+    taken = {phase: ends[phase] - starts[phase] for phase in ends if ends[phase] <= moment + total}
+    return [Share(f"{phase} ({seconds / total:.0%})", seconds) for phase, seconds in taken.items()], total
+
+
+def _record(run: Run, machine: records.Target, measured: Sequence[Measurement]) -> records.Record:
+    ended = datetime.now(UTC)
+    commit = head()
+    return records.conclude(
+        records.Draft(
+            id=run.id,
+            kind="benchmark",
+            started=run.started,
+            ended=ended,
+            git=records.Git(commit="" if commit.commit == "unknown" else commit.commit, dirty=commit.dirty),
+            controller=controller(),
+            target=machine,
+            group="lab",
+            runtime="stand-in",
+            phases=records.observe(read(run.events), ended=ended).phases,
+            exercised=records.Exercised(done=0, total=0),
+            rto_seconds=run.rto_seconds,
+            rto_budget_seconds=run.rto_budget_seconds,
+            rpo_seconds=None,
+            gates=[gate for each in measured for gate in each.gates],
+        )
+    )
+
+
+if __name__ == "__main__":
+    bench()
