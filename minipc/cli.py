@@ -133,6 +133,7 @@ def verify(names: tuple[str, ...], smoke: bool, environment: Any, alias: str | N
     help="Whose group_data to try, with generated secrets.",
 )
 @click.option("--backend", type=click.Choice(["nspawn", "qemu"]), default="nspawn", show_default=True)
+@click.option("--zone", is_flag=True, help="Also cut over DNS, in a public zone of the lab's own.")
 @click.option("--keep", is_flag=True, help="Leave the machine up and say how to reach it.")
 @click.option("--name", default="rehearsal", show_default=True, help="Name of the disposable machine.")
 @click.option(
@@ -150,6 +151,7 @@ def verify(names: tuple[str, ...], smoke: bool, environment: Any, alias: str | N
 def rehearse(
     group: Any,
     backend: Any,
+    zone: bool,
     keep: bool,
     name: str,
     runtime: str,
@@ -170,7 +172,7 @@ def rehearse(
         return
     # Faults are about data: the stand-in will do, unless somebody asks for K3s, which is then refused.
     k3s = runtime == "k3s" if faults else runs_in_k3s(runtime)
-    options = Options(group=group, backend=backend, keep=keep, name=name, k3s=k3s)
+    options = Options(group=group, backend=backend, keep=keep, name=name, k3s=k3s, zone=zone)
     record = rehearse_faults(faults, options) if faults else run(options)[0]
     sys.exit(exit_code(record, strict=strict))
 

@@ -36,6 +36,8 @@ NEEDED_IN_LAB = {
     "firewall_operator_tcp": "ports of K3s only where it runs",
     "watcher_channels": "what a watcher in the lab sees wakes nobody",
     "syslog_ng_loki_url": "logs of a disposable machine stay on it",
+    "dns_provider": "nobody's real records are changed",
+    "dns_follow": "nobody's real records are changed",
     "workload_runtime": "K3s needs artifacts that the lab may not have",
     "alertmanager_slack": "alerts of a disposable machine wake nobody",
 }
@@ -124,10 +126,10 @@ def overrides(group: str, zone: Zone | None = None) -> list[Override]:
         zone: the lab's own, which held the public name.
     """
     theirs, lab = group_data(group), group_data("lab")
-    used = [(key, lab[key], why) for key, why in NEEDED_IN_LAB.items()]
-    if zone:
-        why = "a zone of the lab's own: nobody's real records are changed"
-        used += [(key, value, why) for key, value in zone.data(theirs["edge_domain"]).items()]
+    own = zone.data(theirs["edge_domain"]) if zone else {}
+    why_own = "a zone of the lab's own: nobody's real records are changed"
+    used = [(key, lab[key], why) for key, why in NEEDED_IN_LAB.items() if key not in own]
+    used += [(key, value, why_own) for key, value in own.items()]
     return [
         Override(key=key, production_value=repr(theirs[key]), used_value=repr(value), why=why)
         for key, value, why in used
