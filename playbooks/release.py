@@ -189,6 +189,11 @@ def release(service: Service, before: Application, desired: Commit, timeout_s: f
     after = argocd.wait(service.cluster, before, timeout_s=timeout_s, show=lambda step: service.say(_line(step)))
     for line in smoke_lines(service.cluster, after):
         service.say(line)
+    contradiction = _contradiction(service.cluster, desired) if after.operation == SUCCEEDED else ""
+    if contradiction:
+        service.say(f"{SIGNS['fail']} FAIL  {desired.hash[:12]}: the sync succeeded, but {contradiction}")
+        service.say("  next: `minipc release status --diff`")
+        return EXIT_FAIL
     if after.operation == SUCCEEDED:
         _mark(service, desired)
         service.say(f"{SIGNS['pass']} PASS  {desired.hash[:12]} is released; its smoke passed")
@@ -198,6 +203,14 @@ def release(service: Service, before: Application, desired: Commit, timeout_s: f
     service.say(f"{SIGNS['fail']} FAIL  {desired.hash[:12]} is not released: {after.operation_message}")
     service.say("  next: `minipc release rollback`, or mend it with another commit and `minipc release sync`")
     return EXIT_FAIL
+
+
+def _contradiction(cluster: Cluster, desired: Commit) -> str:
+    """What speaks against a sync that says it succeeded; empty when nothing does, or someone pushed meanwhile."""
+    now = argocd.refresh(cluster)
+    if now.seen != desired.hash or (now.sync == "Synced" and now.health == HEALTHY):
+        return ""
+    return f"the cluster is {now.sync} and {now.health}"
 
 
 def _mark(service: Service, desired: Commit) -> None:

@@ -214,7 +214,8 @@ def start(cluster: Cluster, application: Application, revision: str, by: str, na
         "initiatedBy": {"username": by},
         "sync": {"revision": revision, "prune": True, "syncOptions": list(application.options)},
     }
-    patch = json.dumps({"operation": operation})
+    # Without that ArgoCD goes on from the results of the sync before: everything is done already, and it has succeeded.
+    patch = json.dumps({"operation": operation, "status": {"operationState": None}})
     kubectl(cluster, "patch", "applications.argoproj.io", name, "-n", ARGOCD, "--type", "merge", "-p", patch)
 
 
@@ -246,7 +247,7 @@ def wait(
                 raise
             time.sleep(pause_s)
             continue
-        if now.operation_started != before.operation_started:
+        if now.operation and now.operation_started != before.operation_started:
             for step in now.steps:
                 if shown.get((step.phase, step.name)) != step:
                     shown[step.phase, step.name] = step

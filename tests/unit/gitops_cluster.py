@@ -73,6 +73,7 @@ class FakeCluster:
         self.logs: dict[str, str] = {"job/smoke": json.dumps(SMOKE)}
         self.headers = "HTTP/2 200\r\n"
         self.operations: list[dict[str, Any]] = []
+        self.patches: list[dict[str, Any]] = []
         self.commands: list[str] = []
         # What the cluster makes of an operation.
         self.outcome: Callable[[str], dict[str, Any]] = lambda revision: application(revision)
@@ -98,7 +99,8 @@ class FakeCluster:
                 assert f"{REFRESH}=normal" in argv
                 return ""
             case ["patch", "applications.argoproj.io", *rest]:
-                asked = json.loads(rest[-1])["operation"]
+                self.patches.append(json.loads(rest[-1]))
+                asked = self.patches[-1]["operation"]
                 self.operations.append(asked)
                 self.application = self.outcome(asked["sync"]["revision"])
                 return ""

@@ -260,6 +260,27 @@ def test_a_sync_that_does_not_end_could_not_be_verified(remote, tmp_path, fast):
         release.sync(Desk(remote, cluster, tmp_path).service, timeout_s=0)
 
 
+def test_a_success_that_the_cluster_contradicts_is_none(remote, tmp_path, fast):
+    first, second = remote.push(2), remote.push(3)
+    cluster = FakeCluster(application(first))
+    made = succeeded(second, first)
+    made["status"]["sync"]["status"] = "OutOfSync"
+    cluster.outcome = lambda _: made
+    desk = Desk(remote, cluster, tmp_path)
+    assert release.sync(desk.service) == 1
+    assert "the sync succeeded, but the cluster is OutOfSync" in desk.text
+    assert not remote.bare_git("tag", "--list")
+
+
+def test_a_sync_begins_without_the_results_of_the_one_before(remote, tmp_path, fast):
+    """ArgoCD would go on from them, find everything done, and report a success without having applied anything."""
+    first, _ = remote.push(2), remote.push(3)
+    cluster = FakeCluster(application(first))
+    cluster.outcome = lambda revision: succeeded(revision, first)
+    release.sync(Desk(remote, cluster, tmp_path).service)
+    assert cluster.patches[0]["status"] == {"operationState": None}
+
+
 def test_a_cluster_that_is_silent_for_a_moment_is_asked_again(remote, tmp_path, fast):
     first, second = remote.push(2), remote.push(3)
     cluster = FakeCluster(application(first))

@@ -85,3 +85,39 @@ def test_an_unreachable_database_is_down() -> None:
         raise DatabaseUnavailableError("connection refused")
 
     assert asyncio.run(health.Probe(refuse).ask(0.1)) is None
+
+
+def test_one_slow_answer_is_told_from_silence() -> None:
+    database = Database()
+
+    async def main() -> None:
+        probe = health.Probe(database.query)
+        assert probe.silent_s == float("inf")
+        assert await probe.ask(0.02) is None
+        assert probe.silent_s == float("inf")
+        database.hangs = False
+        assert await probe.ask(5.0) == FRESH
+        answered = probe.silent_s
+        database.hangs = True
+        assert await probe.ask(0.02) is None
+        assert answered <= probe.silent_s < 5.0
+
+    asyncio.run(main())
+
+
+def test_a_failure_is_no_slow_answer() -> None:
+    answers: list[health.Ages | Exception] = [FRESH, DatabaseUnavailableError("refused")]
+
+    async def query() -> health.Ages:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def main() -> None:
+        probe = health.Probe(query)
+        assert await probe.ask(5.0) == FRESH
+        assert await probe.ask(5.0) is None
+        assert probe.silent_s == float("inf")
+
+    asyncio.run(main())

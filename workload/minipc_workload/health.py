@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,12 @@ class Probe:
     def __init__(self, query: Callable[[], Awaitable[Ages]]) -> None:
         self._query = query
         self._running: asyncio.Task[Ages | None] | None = None
+        self._answered_at = -math.inf
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the database answered last; infinite when it never did, or failed since."""
+        return time.monotonic() - self._answered_at
 
     async def ask(self, budget_s: float) -> Ages | None:
         """The ages, or None when the database failed or did not answer within so many seconds."""
@@ -41,8 +48,11 @@ class Probe:
 
     async def _attempt(self) -> Ages | None:
         try:
-            return await deadline(self._query(), ABANDON_S)
+            ages = await deadline(self._query(), ABANDON_S)
+            self._answered_at = time.monotonic()
+            return ages
         except (DatabaseUnavailableError, TimeoutError) as error:
+            self._answered_at = -math.inf  # it did not just take long
             log.warning("database probe failed", extra={"reason": str(error)})
             return None
 

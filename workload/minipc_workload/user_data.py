@@ -11,6 +11,9 @@ from minipc_workload.logs import request_id
 
 Row = dict[str, Any]
 
+# Columns are named, never `*`: a migration that adds one while we run would change what a prepared statement returns,
+# and PostgreSQL refuses that ("cached plan must not change result type").
+
 
 async def put_settings(db: Connection, user: str, settings: Row) -> Row:
     """Creates or replaces the notification settings of a user."""
@@ -19,7 +22,7 @@ async def put_settings(db: Connection, user: str, settings: Row) -> Row:
            VALUES (%(user)s, %(parking_alerts)s, %(outing_alerts)s, %(min_free_spaces)s)
            ON CONFLICT (user_id) DO UPDATE SET parking_alerts = excluded.parking_alerts,
                outing_alerts = excluded.outing_alerts, min_free_spaces = excluded.min_free_spaces, updated_at = now()
-           RETURNING *""",
+           RETURNING user_id, parking_alerts, outing_alerts, min_free_spaces, updated_at""",
         {"user": user, **settings},
     )
     await _audit(db, user, "settings put")
@@ -28,7 +31,11 @@ async def put_settings(db: Connection, user: str, settings: Row) -> Row:
 
 async def get_settings(db: Connection, user: str) -> Row | None:
     """The notification settings of a user."""
-    cursor = await db.execute("SELECT * FROM notification_settings WHERE user_id = %s", [user])
+    cursor = await db.execute(
+        """SELECT user_id, parking_alerts, outing_alerts, min_free_spaces, updated_at
+           FROM notification_settings WHERE user_id = %s""",
+        [user],
+    )
     return await cursor.fetchone()
 
 
@@ -62,7 +69,8 @@ async def list_subscriptions(db: Connection, user: str) -> list[Row]:
 async def add_event(db: Connection, event: Row) -> Row:
     """Stores something that happened in the app."""
     cursor = await db.execute(
-        "INSERT INTO app_events (user_id, kind, payload, request_id) VALUES (%s, %s, %s, %s) RETURNING *",
+        """INSERT INTO app_events (user_id, kind, payload, request_id) VALUES (%s, %s, %s, %s)
+           RETURNING id, occurred_at, user_id, kind, payload, request_id""",
         [event["user"], event["kind"], Jsonb(event["payload"]), request_id.get()],
     )
     return _one(await cursor.fetchone())
@@ -70,7 +78,9 @@ async def add_event(db: Connection, event: Row) -> Row:
 
 async def get_event(db: Connection, event_id: int) -> Row | None:
     """One event."""
-    cursor = await db.execute("SELECT * FROM app_events WHERE id = %s", [event_id])
+    cursor = await db.execute(
+        "SELECT id, occurred_at, user_id, kind, payload, request_id FROM app_events WHERE id = %s", [event_id]
+    )
     return await cursor.fetchone()
 
 

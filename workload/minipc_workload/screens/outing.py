@@ -15,7 +15,7 @@ async def read(db: Connection) -> Content:
     cursor = await db.execute(
         """SELECT district.id, district.name, seen.observed_at, seen.temperature_c, seen.rain_mm, seen.air_quality
            FROM districts district
-           JOIN LATERAL (SELECT * FROM weather_observations
+           JOIN LATERAL (SELECT observed_at, temperature_c, rain_mm, air_quality FROM weather_observations
                          WHERE district_id = district.id ORDER BY observed_at DESC LIMIT 1) seen ON true
            ORDER BY district.id"""
     )
