@@ -41,6 +41,18 @@ def in_k3s(passwords: dict[str, Secret]) -> None:
         data={keys[name]: secret.reveal() for name, secret in passwords.items()},
         labels={"app.kubernetes.io/part-of": "workload"},
     )
+    drift = place(
+        name="place what looks for changes by hand",
+        component="workload",
+        entries=[
+            Directory("/usr/local/lib/minipc"),
+            Directory("/var/lib/prometheus/node-exporter"),
+            File("drift.py", "/usr/local/lib/minipc/gitops-drift", mode="755"),
+            File("minipc-gitops-drift.service", "/etc/systemd/system/minipc-gitops-drift.service"),
+            File("minipc-gitops-drift.timer", "/etc/systemd/system/minipc-gitops-drift.timer"),
+        ],
+    )
+    unit(name="look for changes by hand", unit="minipc-gitops-drift.timer", restart_on=[drift])
 
 
 def stand_in(settings: Settings, passwords: dict[str, Secret]) -> None:

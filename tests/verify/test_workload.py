@@ -345,3 +345,28 @@ def test_without_the_cache_only_speed_is_lost(api, disturb, probes, ready):
     finally:
         disturb("systemctl start redis-server")
     assert set(found) == {200}, found
+
+
+# --- in K3s ----------------------------------------------------------------------------------------------------------
+
+LOOK = "systemctl start minipc-gitops-drift.service && cat /var/lib/prometheus/node-exporter/minipc_gitops.prom"
+
+
+def drifted(text: str) -> int:
+    """How many objects the metric says were changed by hand."""
+    (line,) = [line for line in text.splitlines() if line.startswith("minipc_gitops_drift_objects ")]
+    return int(line.split()[1])
+
+
+def test_the_cluster_is_what_git_says(sh, pods):
+    assert drifted(sh(LOOK)) == 0
+
+
+def test_a_change_by_hand_is_counted(sh, disturb, pods):
+    scale = "k3s kubectl -n workload scale deployment/push --replicas"
+    try:
+        disturb(f"{scale}=0")
+        assert drifted(sh(LOOK)) == 1
+    finally:
+        disturb(f"{scale}=1 && k3s kubectl -n workload rollout status deployment/push --timeout 60s")
+    assert drifted(sh(LOOK)) == 0
