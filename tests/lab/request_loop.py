@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 READERS, WRITERS = 4, 4
-PAUSE_S = 0.05
+PAUSE_S = 0.2
 TIMEOUT_S = 10.0
 
 
