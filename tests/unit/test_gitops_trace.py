@@ -170,10 +170,10 @@ def resource(name: str, **more: Any) -> dict[str, Any]:
     return {"group": "apps", "version": "v1", "kind": "Deployment", "namespace": "workload", "name": name, **more}
 
 
-def answers(monkeypatch, drift, resources, objects, diff=""):
+def answers(monkeypatch, drift, resources, objects, diff="", phase="Succeeded"):
     def kubectl(*argv):
         if argv[1] == "applications.argoproj.io":
-            return json.dumps({"status": {"resources": resources}})
+            return json.dumps({"status": {"resources": resources, "operationState": {"phase": phase}}})
         assert argv[1] in ("deployment.v1.apps", "service")
         return json.dumps(objects[argv[2]]) if argv[2] in objects else ""
 
@@ -228,6 +228,22 @@ def test_the_metric_is_written_whole_and_readable(monkeypatch, drift, tmp_path, 
     assert (tmp_path / "drift.prom").stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.iterdir()] == ["drift.prom"]
     assert json.loads(capsys.readouterr().out)["missing"] == ["Deployment api"]
+
+
+def test_a_sync_under_way_is_no_drift(monkeypatch, drift, tmp_path, capsys):
+    answers(monkeypatch, drift, [resource("api")], {}, phase="Running")
+    for options in (["--metrics", str(tmp_path / "drift.prom")], ["--count"]):
+        monkeypatch.setattr(drift.sys, "argv", ["drift", *options])
+        assert drift.main() == 0
+        assert capsys.readouterr().out == "0\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_drift_can_be_counted(monkeypatch, drift, capsys):
+    answers(monkeypatch, drift, [resource("api"), resource("push")], {})
+    monkeypatch.setattr(drift.sys, "argv", ["drift", "--count"])
+    assert drift.main() == 0
+    assert capsys.readouterr().out == "2\n"
 
 
 def test_what_can_not_be_told_is_no_metric(monkeypatch, drift, tmp_path, capsys):
