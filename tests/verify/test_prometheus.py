@@ -67,9 +67,11 @@ def test_names_of_metrics_are_found_in_expressions():
     assert metrics_of(text) == {"b_total", "i:j"}
 
 
-def test_only_the_machine_itself_can_connect(listeners):
+def test_only_the_machine_itself_and_the_vpn_can_connect(listeners, settings):
+    vpn = {settings.vpn.address, settings.vpn.address_ipv6}
     for name, port in PORTS.items():
-        assert {address for address, found, _ in listeners if found == port} == {"127.0.0.1"}, name
+        at = {address for address, found, _ in listeners if found == port}
+        assert at - (vpn if name in settings.vpn.services else set()) == {"127.0.0.1"}, name
     ours = {(address, port) for address, port, program in listeners if program.startswith("prometheus")}
     assert {address for address, _ in ours} == {"127.0.0.1"}
 

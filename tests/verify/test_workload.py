@@ -222,10 +222,14 @@ def test_every_worker_has_succeeded_lately(ready, sql):
 
 def test_the_cache_is_hit(ready, api, metric):
     sample = 'cache_hits_total{screen="parking"}'
-    api("/api/parking")
-    before = metric(sample)
-    api("/api/parking")
-    assert metric(sample) == before + 1
+
+    def is_hit():
+        before = metric(sample)
+        api("/api/parking")
+        return metric(sample) > before
+
+    # Not at each try: what a worker collects in between takes the old answer out of the cache.
+    assert any(is_hit() for _ in range(5))
 
 
 def test_writes_of_each_class_reach_the_database(ready, api, sql, log_lines):
