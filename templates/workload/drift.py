@@ -114,7 +114,8 @@ def described(live: Object) -> Object:
     others = [
         each
         for each in live["metadata"].get("managedFields", [])
-        if not any(each.get("manager", "").startswith(known) for known in CONTROLLERS) and not each.get("subresource")
+        if not any(each.get("manager", "").startswith(known) for known in CONTROLLERS)
+        and each.get("subresource") != "status"
     ]
     last = max(others, key=lambda each: each.get("time", ""), default={})
     name = f"{live['kind']} {live['metadata']['name']}"

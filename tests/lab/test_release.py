@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,18 @@ from minipc.gitops import application as argocd
 from minipc.gitops.cluster import SshCluster
 from minipc.gitops.repository import Repository, open_repository
 from minipc.inventory import the_target
+from minipc.lab.inventory import entry, pin_lab_machine
 from minipc.paths import ROOT
-from minipc.workload import image, oci
-from tests.lab.conftest import Done, on, run
+from minipc.secrets.generate import generate
+from minipc.workload import image as images
+from minipc.workload import oci
+from playbooks import gitops
+from playbooks.adopt import adopt
+from tests.lab.conftest import Done, converge, on, run
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800, func_only=True)]
+NAME = f"test-release-{os.getpid()}"
+OFFSITE = f"offsite-{NAME}"
 RELEASE = "workload/overlays/lab/release/kustomization.yaml"
 
 # A new column, as the rule for migrations has it: what is there stays.
@@ -73,11 +81,29 @@ def users(machine: lab.Machine, domain: str) -> Iterator[Users]:
 
 
 @pytest.fixture(scope="module")
-def cluster(site: lab.Machine) -> lab.Machine:
-    """The rebuilt machine, where K3s runs on it."""
-    if not site.k3s:
-        pytest.skip("NOT EXERCISED: the artifacts of K3s and ArgoCD are not on this controller")
-    return site
+def cluster(lab_ready: None) -> Iterator[lab.Machine]:
+    """A mini PC with the service in K3s, released once; the off-site machine has its deploy repository."""
+    absent = gitops.missing()
+    if absent:
+        pytest.skip(f"NOT EXERCISED: no {', '.join(absent)} on this controller")
+    names = [OFFSITE, NAME]
+    lab.down(names)
+    try:
+        images.ensure()
+        generate("lab")
+        machines = [lab.up(name, disk_gb=12, k3s=name == NAME) for name in names]
+        for machine in machines:
+            adopt(entry(machine), machine.host_key_fingerprint, pin_lab_machine)
+        targets = [the_target("lab", name) for name in names]
+        for machine in machines:
+            done = converge(machine)
+            assert done.code == 0, done.output[-4000:]
+            if machine.name == OFFSITE:
+                gitops.fill(targets[1], targets[0])
+        gitops.bring_up("lab", targets[1])
+        yield machines[1]
+    finally:
+        lab.down(names)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +129,7 @@ def publish(cluster: lab.Machine, repository: Repository, tmp_path_factory: pyte
         for argv in (["init", "-q"], ["add", "."], ["commit", "-qm", name]):
             subprocess.run([*git, *argv], check=True, timeout=30)
         archive = directory / "image.tar"
-        made = image.build(image.source(directory / "workload"), archive)
+        made = images.build(images.source(directory / "workload"), archive)
         with archive.open("rb") as file:
             argv = lab.ssh_command(cluster, "k3s", "ctr", "-n", "k8s.io", "images", "import", "-")
             subprocess.run(argv, stdin=file, check=True, timeout=300, capture_output=True)
@@ -205,7 +231,7 @@ def test_the_version_before_runs_on_the_newer_schema(story, cluster):
     assert done.code == 0, done.output
     assert seen.failed == []
     query = "runuser -u postgres -- psql -XAtq -d workload -c 'SELECT version_num FROM schema_version'"
-    assert on(cluster, query).strip() == "0002"
+    assert on(cluster, f"cd /; {query}").strip() == "0002"
     logs = on(cluster, "k3s kubectl logs -n workload job/migrate")
     assert "schema is newer than this code" in logs
 
@@ -216,6 +242,7 @@ def test_a_change_by_hand_is_named_and_a_sync_puts_it_back(story, cluster, act):
     seen = act("release", "status", "--diff")
     assert seen.code == 2, seen.output
     assert "Deployment push" in seen.output
+    assert "(by kubectl" in seen.output
     assert "-  replicas: 0" in seen.output
     assert act("release", "sync", "--yes").code == 0
     assert on(cluster, "k3s kubectl get -n workload deployment/push -o jsonpath={.spec.replicas}") == "1"

@@ -161,7 +161,10 @@ def live(name: str, *, tracked: bool = True, writers: tuple[tuple[str, str], ...
             "name": name,
             "namespace": "workload",
             "annotations": {"kubectl.kubernetes.io/last-applied-configuration": json.dumps(applied)},
-            "managedFields": [{"manager": who, "time": when} for who, when in writers],
+            "managedFields": [
+                *({"manager": who, "time": when} for who, when in writers),
+                {"manager": "some-controller", "time": "2026-11-21T23:00:00Z", "subresource": "status"},
+            ],
         },
     }
 
