@@ -266,7 +266,7 @@ class Proof:
         ]
 
     def _is_answered(self, endpoint: str) -> bool:
-        """Whether the right key gets in. Asked twice: a datagram may be lost, and a lost one says nothing of the door."""
+        """Whether the right key gets in. Asked twice: a lost datagram says nothing of the door."""
         tunnel.down(self.machine)
         return tunnel.wait_for_handshake(tunnel.up(self.machine, endpoint=endpoint), 4 * HANDSHAKE_S)
 

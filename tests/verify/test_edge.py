@@ -301,9 +301,7 @@ def test_the_api_learns_who_asks_from_the_door_and_not_from_the_client(home, edg
     forged = ["X-Forwarded-For", "X-Real-IP", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded", "X-Request-ID"]
     headers = [word for name in forged for word in ("--header", f"{name}: 192.0.2.66")]
     if settings.workload.runtime == "k3s":
-        not_exercised(
-            "the cluster keeps the API's port to itself, so nothing that repeats its headers can take its place"
-        )
+        not_exercised("the cluster keeps the API's port: nothing that repeats what it gets can take its place")
     disturb("systemctl stop workload-api")
     try:
         disturb(
