@@ -56,6 +56,7 @@ def operator(tmp_path: Path) -> Computer:
     public = key.with_suffix(".pub").read_text().strip()
     production.write_text("\n".join([*lines, f"host_operator_keys = [{public!r}]", ""]))
     computer.minipc("secrets", "init")
+    computer.minipc("secrets", "set", "alertmanager.slack_url", stdin="https://hooks.example.org/t0ken\n")
     return computer
 
 
