@@ -185,6 +185,7 @@ CASES: dict[str, list[Case]] = {
             every="4m",
         ),
         level("ArchiveOld", "pg_stat_archiver_last_archive_age", "1000", "500", "2m"),
+        level("ChangedByHand", "minipc_gitops_drift_objects", "1", "0", "3m"),
         level("DrillFailed", 'minipc_drill_verdict{repo="repo1",verdict="fail"}', "1", "0", "1m"),
         level("RpoOverBudget", 'minipc_drill_rpo_seconds{repo="repo1"}', "90000", "300", "1m"),
         level("RtoOverBudget", 'minipc_drill_duration_seconds{repo="repo1"}', "15000", "300", "1m"),

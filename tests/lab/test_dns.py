@@ -70,7 +70,7 @@ def content(machine: lab.Machine) -> str:
 
 def test_the_records_follow(adopted: lab.Machine, inventory) -> None:
     with_dns = str(inventory(adopted, **SETTINGS))
-    done = run("pyinfra", "-y", with_dns, "deploys/dns.py", timeout_s=300)
+    done = run("pyinfra", "-y", with_dns, "deploys/host.py", "deploys/dns.py", timeout_s=300)
     assert done.code == 0, done.output
     assert TOKEN not in done.output
     assert pending(with_dns) == []
