@@ -57,6 +57,7 @@ CASES: dict[str, list[Case]] = {
         level("DatabaseDown", "pg_up", "0", "1", "2m"),
         two_probes("DatabaseTooSlow", probe("/api/readyz", "api")),
         level("CacheDown", "redis_up", "0", "1", "2m"),
+        level("ChangedByHand", "minipc_gitops_drift_objects", "1", "0", "3m"),
         two_probes("ScreenFailing", probe("/api/outing")),
         Case(
             "ManyErrors",
@@ -185,7 +186,6 @@ CASES: dict[str, list[Case]] = {
             every="4m",
         ),
         level("ArchiveOld", "pg_stat_archiver_last_archive_age", "1000", "500", "2m"),
-        level("ChangedByHand", "minipc_gitops_drift_objects", "1", "0", "3m"),
         level("DrillFailed", 'minipc_drill_verdict{repo="repo1",verdict="fail"}', "1", "0", "1m"),
         level("RpoOverBudget", 'minipc_drill_rpo_seconds{repo="repo1"}', "90000", "300", "1m"),
         level("RtoOverBudget", 'minipc_drill_duration_seconds{repo="repo1"}', "15000", "300", "1m"),
