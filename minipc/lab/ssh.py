@@ -127,7 +127,10 @@ def run(
     # It must not outlive us: the machine may go at the same moment, and then ssh would wait for a long time.
     command = ["setpriv", "--pdeathsig", "KILL", program, "-o", f"ConnectTimeout={connect_timeout}", *arguments]
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout)
+        # A journal holds whatever bytes a stranger sent.
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout
+        )
     except subprocess.TimeoutExpired as error:
         raise MinipcError(f"{machine.name}: `{shlex.join(argv)}` did not end within {timeout:.0f} s") from error
     if check and done.returncode != 0:

@@ -13,10 +13,12 @@ from tests.lab.conftest import converge, on, run
 ALLOWED = {
     "/etc/minipc/backups/restic.password": "600 root",
     "/etc/minipc/backups/restic.repository": "600 root",
+    "/etc/minipc/vpn/wg0.conf": "600 root",
     "/etc/pgbackrest/pgbackrest.conf": "640 root",
     "/etc/pgbackrest/sftp_key": "600 postgres",
     "/etc/prometheus/minipc/postgres-exporter.env": "600 root",
     "/etc/prometheus/minipc/redis-exporter.env": "600 root",
+    "/etc/prometheus/minipc/watchdog_url": "600 prometheus",
     "/etc/redis/users.acl": "640 redis",
     "/etc/workload/env": "600 root",
 }
