@@ -35,9 +35,11 @@ CURL = ("curl", "--silent", "--show-error", "--include", "--noproxy", "*", "--he
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "disturbs: stops or changes something for a moment; runs in the lab only")
-    config.addinivalue_line("markers", "outside: seen by a client on the public or the operator side, not over SSH")
+    config.addinivalue_line("markers", "outside: seen by a client on a side or in the VPN, not over SSH")
 
 
+# Fixtures by which a check stands outside of the machine.
+CLIENTS = {"public", "operator", "tunnel", "stranger"}
 # Where the service doesn't run in K3s, one check of each says so for all.
 IN_K3S = ("test_images", "test_k3s", "test_argocd")
 
@@ -54,7 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         fixtures = getattr(item, "fixturenames", ())
         if "disturb" in fixtures:
             item.add_marker("disturbs")
-        if {"public", "operator"} & set(fixtures):
+        if CLIENTS & set(fixtures):
             item.add_marker("outside")
 
 

@@ -65,16 +65,21 @@ def test_the_backups_are_of_this_database(info, repo, sql):
     assert str(info(repo)["db"][-1]["system-id"]) == sql("SELECT system_identifier FROM pg_control_system()")
 
 
-def test_a_wal_segment_arrives(sh, sql, repo):
-    """A commit, the end of its segment, and that very segment in the repository."""
+@pytest.fixture(scope="session")
+def segment(sql):
+    """The name of a WAL segment that has just ended, with a commit in it."""
     # Without a write since the last switch, PostgreSQL 17 names the segment that is still empty.
     sql("SELECT pg_logical_emit_message(true, 'minipc-verify', '')")
-    segment = sql("SELECT pg_walfile_name(pg_switch_wal())")
+    return sql("SELECT pg_walfile_name(pg_switch_wal())")
+
+
+def test_a_wal_segment_arrives(sh, segment, repo):
+    """That very segment is in the repository."""
 
     def arrived():
         return look(sh, repo)["archive"][-1]["max"] >= segment
 
-    assert eventually(arrived, 60, every_s=1), f"{segment} has not arrived in repo{repo}"
+    assert eventually(arrived, 60, every_s=0.2), f"{segment} has not arrived in repo{repo}"
 
 
 def test_archiving_has_no_failure_that_lasts(sql):
@@ -170,18 +175,28 @@ def test_a_file_comes_back_from_restic(sh, settings):
     assert sh(f"{RESTIC} dump latest /etc/minipc/identity") == sh("cat /etc/minipc/identity")
 
 
-@pytest.mark.parametrize("path", [path for _, path in backup_paths()])
-def test_configuration_and_state_are_in_the_backup(sh, settings, path):
+@pytest.fixture(scope="session")
+def stored(sh, settings):
+    """The paths in the last backup of configuration and state, and those of them that should be in it."""
     needs_offsite(settings)
-    if sh(f"test -e {path} && echo there || true") != "there":
-        not_exercised(f"{path} is not on this machine")
+    there = set(sh(f"ls -d {' '.join(path for _, path in backup_paths())} 2>/dev/null || true").splitlines())
 
-    def stored():
-        return json.loads(sh(f"{RESTIC} snapshots --json --latest 1 --tag minipc"))[-1]["paths"]
+    def last():
+        return set(json.loads(sh(f"{RESTIC} snapshots --json --latest 1 --tag minipc"))[-1]["paths"])
 
-    if path not in stored():  # it came after the last run
+    paths = last()
+    if there - paths:  # they came after the last run
         sh("systemctl start minipc-backup@files.service")
-    assert path in stored()
+        paths = last()
+    return paths, there
+
+
+@pytest.mark.parametrize("path", [path for _, path in backup_paths()])
+def test_configuration_and_state_are_in_the_backup(stored, path):
+    paths, there = stored
+    if path not in there:
+        not_exercised(f"{path} is not on this machine")
+    assert path in paths
 
 
 def test_the_metrics_say_so(sh, settings):
