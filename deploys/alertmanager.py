@@ -10,7 +10,7 @@ from minipc.checks import load
 from minipc.checks.pace import paced
 from minipc.checks.rules import inhibitions
 from minipc.config import Settings
-from minipc.guards import config, not_exercised, offsite_address, secrets
+from minipc.deploying import config, not_exercised, offsite_address, secrets
 from minipc.operations import Absent, Content, Directory, File, SecretFile, install, place, unit
 from minipc.secrets import Secret
 from minipc.secrets.catalogue import SLACK_URL, TLS_KEY, WATCHDOG_URL, WATCHER_PING_TOKEN

@@ -10,7 +10,7 @@ from minipc import keys
 from minipc.argocd.manifest import NAMESPACE, NODE_PORT, render
 from minipc.argocd.password import hashed
 from minipc.deploy_repository import hosted_url, known_host
-from minipc.guards import artifact, config, not_exercised, secrets
+from minipc.deploying import artifact, config, not_exercised, secrets
 from minipc.operations import Content, Directory, File, place, unit
 from minipc.operations.k3s import objects_present, once, rolled_out, secret_present
 from minipc.secrets.catalogue import ARGOCD_DEPLOY_KEY, ARGOCD_PASSWORD, SFTP_HOST_KEY

@@ -13,7 +13,8 @@ from pyinfra.api import deploy
 
 from minipc import keys
 from minipc.components import backup_paths
-from minipc.guards import config, not_exercised, offsite_address, refuse_another_database, secrets
+from minipc.deploying import config, not_exercised, offsite_address, secrets
+from minipc.guards import refuse_another_database
 from minipc.operations import Content, Directory, File, SecretFile, install, place
 from minipc.secrets.catalogue import (
     REST_PASSWORD,
