@@ -6,12 +6,12 @@ Before PostgreSQL: on a machine without a database the first question is whether
 """
 
 import json
-from ipaddress import ip_address
 from typing import Any
 
 from pyinfra.api import deploy
 
 from minipc import keys
+from minipc.addresses import bracketed, known_host
 from minipc.components import backup_paths
 from minipc.deploying import config, not_exercised, offsite_address, secrets
 from minipc.guards import refuse_another_database
@@ -56,12 +56,13 @@ def repositories() -> None:
     ]
     restic = [Directory(ETC, mode="700")]
     if address:
+        host_key = keys.public_key(found["host"])
         rest_url = (
-            f"rest:https://minipc:{found['rest'].reveal()}@{_bracketed(address)}:{settings.offsite.rest_port}/minipc/"
+            f"rest:https://minipc:{found['rest'].reveal()}@{bracketed(address)}:{settings.offsite.rest_port}/minipc/"
         )
         pgbackrest += [
             Content(
-                _known_hosts(address, settings.offsite.sftp_port, keys.public_key(found["host"])),
+                f"{known_host(address, settings.offsite.sftp_port, host_key)}\n{address} {host_key}\n".encode(),
                 f"{PGBACKREST}/known_hosts",
             ),
             # libssh2 reads it as postgres.
@@ -116,17 +117,6 @@ def _machine_settings(repos: list[int]) -> dict[str, Any]:
         if settings.backups.offsite
         else None,
     }
-
-
-def _known_hosts(address: str, port: int, host_key: str) -> bytes:
-    return f"[{address}]:{port} {host_key}\n{address} {host_key}\n".encode()
-
-
-def _bracketed(address: str) -> str:
-    try:
-        return f"[{address}]" if ip_address(address).version == 6 else address
-    except ValueError:
-        return address
 
 
 repositories()

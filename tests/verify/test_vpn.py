@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from minipc.addresses import bracketed
 from minipc.secrets import Secret
 from minipc.secrets.generate import wireguard_private_key
 from tests.verify.conftest import not_exercised
@@ -93,9 +94,8 @@ def test_services_on_loopback_answer_through_it_and_not_beside_it(tunnel, operat
         not_exercised("none of vpn_services is on this machine")
 
     def code(side, address: str, port: int) -> str:
-        host = f"[{address}]" if ":" in address else address
         argv = ["curl", "--silent", "--noproxy", "*", "--max-time", "5", "--output", "/dev/null"]
-        return side.run(*argv, "--write-out", "%{http_code}", f"http://{host}:{port}/").stdout
+        return side.run(*argv, "--write-out", "%{http_code}", f"http://{bracketed(address)}:{port}/").stdout
 
     for name, port in tries.items():
         assert [code(tunnel, address, port) != "000" for address in tunnel.addresses] == [True, True], name
