@@ -43,7 +43,7 @@ def repositories() -> None:
         names |= {"rest": REST_PASSWORD, "restic": RESTIC_PASSWORD}
     else:
         for what in ("off-site backups of the database (repo2)", "backups of configuration and state (restic)"):
-            not_exercised(what, "there is no off-site machine: backups_offsite is None", "backups")
+            not_exercised(what, "there is no off-site machine: backups_offsite is None", "repositories")
     found = secrets(names)
 
     # install
@@ -75,7 +75,7 @@ def repositories() -> None:
         ]
     place(
         name="configure pgBackRest",
-        component="backups",
+        component="repositories",
         entries=pgbackrest,
         values={
             "backups": settings.backups,
@@ -84,10 +84,10 @@ def repositories() -> None:
             "ciphers": found,
         },
     )
-    place(name="configure restic", component="backups", entries=restic)
+    place(name="configure restic", component="repositories", entries=restic)
     place(
         name="place the programs",
-        component="backups",
+        component="repositories",
         entries=[
             Directory("/var/lib/minipc/backups"),
             Directory("/var/lib/prometheus/node-exporter"),

@@ -1,7 +1,7 @@
 """The one list of components. Their order is the order of `deploys/site.py` and of a rebuild.
 
-A component's name is the same word everywhere: `deploys/NAME.py`, `templates/NAME/`,
-`tests/verify/test_NAME.py`, `docs/reference/NAME.md`, the `NAME_*` keys of `group_data/all.py`.
+A component's name is the same word everywhere: `deploys/NAME.py`, `templates/NAME/` where it has files,
+`tests/verify/test_NAME.py`, `docs/reference/NAME.md`, the `NAME_*` keys of `group_data/all.py` where it has settings.
 """
 
 from __future__ import annotations
