@@ -6,11 +6,12 @@ pyinfra inventory/production.py deploys/alertmanager.py
 from pyinfra.api import deploy
 
 from minipc import keys
+from minipc.addresses import bracketed
 from minipc.checks import load
 from minipc.checks.pace import paced
 from minipc.checks.rules import inhibitions
 from minipc.config import Settings
-from minipc.guards import config, not_exercised, offsite_address, secrets
+from minipc.deploying import config, not_exercised, offsite_address, secrets
 from minipc.operations import Absent, Content, Directory, File, SecretFile, install, place, unit
 from minipc.secrets import Secret
 from minipc.secrets.catalogue import SLACK_URL, TLS_KEY, WATCHDOG_URL, WATCHER_PING_TOKEN
@@ -79,8 +80,7 @@ def _who_waits(settings: Settings) -> tuple[Secret, str | None]:
     if "url" in given or address is None:
         return secrets({"url": WATCHDOG_URL})["url"], None
     found = secrets({"token": WATCHER_PING_TOKEN, "tls": TLS_KEY})
-    host = f"[{address}]" if ":" in address else address
-    url = f"https://{host}:{settings.watcher.ping_port}/ping/{found['token'].reveal()}"
+    url = f"https://{bracketed(address)}:{settings.watcher.ping_port}/ping/{found['token'].reveal()}"
     return Secret(WATCHDOG_URL, url), keys.certificate(found["tls"], address)
 
 

@@ -3,14 +3,14 @@
 pyinfra inventory/production.py deploys/argocd.py
 """
 
-from pyinfra import inventory
 from pyinfra.api import deploy
 
 from minipc import keys
+from minipc.addresses import known_host
 from minipc.argocd.manifest import NAMESPACE, NODE_PORT, render
 from minipc.argocd.password import hashed
-from minipc.deploy_repository import hosted_url, known_host
-from minipc.guards import artifact, config, not_exercised, secrets
+from minipc.deploy_repository import hosted_url
+from minipc.deploying import artifact, config, not_exercised, offsite_address, secrets
 from minipc.operations import Content, Directory, File, place, unit
 from minipc.operations.k3s import objects_present, once, rolled_out, secret_present
 from minipc.secrets.catalogue import ARGOCD_DEPLOY_KEY, ARGOCD_PASSWORD, SFTP_HOST_KEY
@@ -88,15 +88,6 @@ def argocd() -> None:
     rolled_out(name="wait until it runs", namespace=NAMESPACE, parts=PARTS)
     objects_present(name="point it at the repository", path=f"{ETC}/applications.yaml", placed=files)
     unit(name="open the operator's way to it", unit="minipc-argocd.socket", restart_on=[door])
-
-
-def offsite_address() -> str | None:
-    """Where this machine reaches its off-site machine; None when it has none."""
-    alias = config().backups.offsite
-    if alias is None:
-        return None
-    data = inventory.get_host(alias).data
-    return data.offsite_address or data.ssh_hostname
 
 
 argocd()

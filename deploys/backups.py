@@ -8,7 +8,8 @@ from typing import Any
 
 from pyinfra.api import deploy
 
-from minipc.guards import config, refuse_another_database
+from minipc.deploying import config
+from minipc.guards import refuse_another_database
 from minipc.operations import Content, Directory, File, place, units
 from minipc.operations.backups import first_backup_taken, stanza_present, state_restored
 

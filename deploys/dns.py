@@ -9,9 +9,9 @@ from pyinfra import host
 from pyinfra.api import deploy
 from pyinfra.operations import systemd
 
+from minipc.deploying import config, not_exercised, secrets
 from minipc.dns.cloudflare import TOKEN
 from minipc.dns.follow import CODE, CONFIG_FILE, SHIPPED
-from minipc.guards import config, not_exercised, secrets
 from minipc.operations import Absent, Content, File, install, place, unit
 from minipc.paths import ROOT
 

@@ -5,7 +5,7 @@ pyinfra inventory/production.py deploys/edge.py
 
 from pyinfra.api import deploy
 
-from minipc.guards import config
+from minipc.deploying import config
 from minipc.operations import Absent, Content, Directory, File, install, place, unit
 from minipc.operations.backups import state_restored
 

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 from pyinfra import host
 from pyinfra.api import deploy
 
-from minipc.guards import config
+from minipc.deploying import config
 from minipc.operations import Absent, File, arm, confirm, install, place, unit
 
 RULES = "/etc/minipc/firewall.nft"

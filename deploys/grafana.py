@@ -8,7 +8,7 @@ from pyinfra.operations import server
 
 from minipc.checks import load
 from minipc.dashboards import logs_dashboard, questions_dashboard, rendered
-from minipc.guards import artifact, config, secrets
+from minipc.deploying import artifact, config, secrets
 from minipc.logs import saved_queries
 from minipc.operations import Content, Directory, File, SecretFile, place, push, unit
 from minipc.secrets.catalogue import GRAFANA_PASSWORD

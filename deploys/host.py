@@ -6,7 +6,7 @@ pyinfra inventory/production.py deploys/host.py
 from pyinfra.api import deploy
 from pyinfra.operations import apt, server
 
-from minipc.guards import config
+from minipc.deploying import config
 from minipc.operations import Absent, Content, Directory, File, arm, confirm, install, place, unit
 
 DAY = 86400  # apt-daily.timer refreshes the lists each day: on a living machine this never changes anything

@@ -5,7 +5,7 @@ pyinfra inventory/production.py deploys/images.py
 
 from pyinfra.api import deploy
 
-from minipc.guards import artifact, config, not_exercised
+from minipc.deploying import artifact, config, not_exercised
 from minipc.operations import Directory, place, push
 
 # K3s imports what it finds here, when it starts and when a file changes.

@@ -9,8 +9,8 @@ from pyinfra import host
 from pyinfra.api import deploy
 from pyinfra.operations import files
 
+from minipc.deploying import artifact, config, not_exercised, secrets
 from minipc.facts.k3s import InUserNamespace
-from minipc.guards import artifact, config, not_exercised, secrets
 from minipc.operations import Absent, Directory, File, SecretFile, install, place, push, unit
 from minipc.operations.k3s import node_ready, saved_before, token_present
 from minipc.secrets.catalogue import K3S_NODE_PASSWORD, K3S_TOKEN, registry_password

@@ -8,7 +8,7 @@ import json
 from pyinfra.api import deploy
 from pyinfra.operations import server
 
-from minipc.guards import artifact, config
+from minipc.deploying import artifact, config
 from minipc.operations import Content, Directory, File, place, push, unit
 
 ETC = "/etc/loki"

@@ -10,7 +10,7 @@ from pyinfra.operations import git, server
 from minipc import keys
 from minipc.deploy_repository import ACCOUNT, BRANCH, PATH
 from minipc.deploy_repository import HOME as DEPLOY_HOME
-from minipc.guards import config, secrets
+from minipc.deploying import config, secrets
 from minipc.operations import Content, Directory, File, SecretFile, install, place, unit
 from minipc.secrets.catalogue import ARGOCD_DEPLOY_KEY, REST_PASSWORD, SFTP_HOST_KEY, SFTP_KEY, TLS_KEY
 

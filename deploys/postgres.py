@@ -6,8 +6,8 @@ pyinfra inventory/production.py deploys/postgres.py
 from pyinfra import host
 from pyinfra.api import deploy
 
+from minipc.deploying import config, secrets
 from minipc.facts.machine import MachineSize
-from minipc.guards import config, secrets
 from minipc.operations import File, install, place, unit
 from minipc.operations.postgres import access_present, cluster_present, recovery_ended
 from minipc.sizes import postgres_memory

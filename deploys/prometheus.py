@@ -6,7 +6,7 @@ pyinfra inventory/production.py deploys/prometheus.py
 from pyinfra.api import deploy
 
 from minipc.checks.components import values as settings_by_name
-from minipc.guards import config, secrets
+from minipc.deploying import config, secrets
 from minipc.operations import Directory, File, SecretFile, install, place, unit, units
 from minipc.operations.monitoring import registered
 

@@ -5,7 +5,7 @@ pyinfra inventory/production.py deploys/redis.py
 
 from pyinfra.api import deploy
 
-from minipc.guards import config, secrets
+from minipc.deploying import config, secrets
 from minipc.operations import Directory, File, SecretFile, install, place, unit
 
 

@@ -5,7 +5,7 @@ pyinfra inventory/production.py deploys/release.py
 
 from pyinfra.api import deploy
 
-from minipc.guards import config
+from minipc.deploying import config
 from minipc.operations.release import release_recorded
 
 PACKAGES = [

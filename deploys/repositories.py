@@ -6,14 +6,15 @@ Before PostgreSQL: on a machine without a database the first question is whether
 """
 
 import json
-from ipaddress import ip_address
 from typing import Any
 
 from pyinfra.api import deploy
 
 from minipc import keys
+from minipc.addresses import bracketed, known_host
 from minipc.components import backup_paths
-from minipc.guards import config, not_exercised, offsite_address, refuse_another_database, secrets
+from minipc.deploying import config, not_exercised, offsite_address, secrets
+from minipc.guards import refuse_another_database
 from minipc.operations import Content, Directory, File, SecretFile, install, place
 from minipc.secrets.catalogue import (
     REST_PASSWORD,
@@ -42,7 +43,7 @@ def repositories() -> None:
         names |= {"rest": REST_PASSWORD, "restic": RESTIC_PASSWORD}
     else:
         for what in ("off-site backups of the database (repo2)", "backups of configuration and state (restic)"):
-            not_exercised(what, "there is no off-site machine: backups_offsite is None", "backups")
+            not_exercised(what, "there is no off-site machine: backups_offsite is None", "repositories")
     found = secrets(names)
 
     # install
@@ -55,12 +56,13 @@ def repositories() -> None:
     ]
     restic = [Directory(ETC, mode="700")]
     if address:
+        host_key = keys.public_key(found["host"])
         rest_url = (
-            f"rest:https://minipc:{found['rest'].reveal()}@{_bracketed(address)}:{settings.offsite.rest_port}/minipc/"
+            f"rest:https://minipc:{found['rest'].reveal()}@{bracketed(address)}:{settings.offsite.rest_port}/minipc/"
         )
         pgbackrest += [
             Content(
-                _known_hosts(address, settings.offsite.sftp_port, keys.public_key(found["host"])),
+                f"{known_host(address, settings.offsite.sftp_port, host_key)}\n{address} {host_key}\n".encode(),
                 f"{PGBACKREST}/known_hosts",
             ),
             # libssh2 reads it as postgres.
@@ -73,7 +75,7 @@ def repositories() -> None:
         ]
     place(
         name="configure pgBackRest",
-        component="backups",
+        component="repositories",
         entries=pgbackrest,
         values={
             "backups": settings.backups,
@@ -82,10 +84,10 @@ def repositories() -> None:
             "ciphers": found,
         },
     )
-    place(name="configure restic", component="backups", entries=restic)
+    place(name="configure restic", component="repositories", entries=restic)
     place(
         name="place the programs",
-        component="backups",
+        component="repositories",
         entries=[
             Directory("/var/lib/minipc/backups"),
             Directory("/var/lib/prometheus/node-exporter"),
@@ -115,17 +117,6 @@ def _machine_settings(repos: list[int]) -> dict[str, Any]:
         if settings.backups.offsite
         else None,
     }
-
-
-def _known_hosts(address: str, port: int, host_key: str) -> bytes:
-    return f"[{address}]:{port} {host_key}\n{address} {host_key}\n".encode()
-
-
-def _bracketed(address: str) -> str:
-    try:
-        return f"[{address}]" if ip_address(address).version == 6 else address
-    except ValueError:
-        return address
 
 
 repositories()

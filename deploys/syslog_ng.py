@@ -6,7 +6,7 @@ pyinfra inventory/production.py deploys/syslog_ng.py
 from pyinfra.api import deploy
 from pyinfra.operations import server
 
-from minipc.guards import artifact, config
+from minipc.deploying import artifact, config
 from minipc.operations import Directory, File, install, place, unit
 
 STATE = "/var/lib/syslog-ng"

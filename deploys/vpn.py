@@ -8,8 +8,8 @@ from ipaddress import ip_network
 from pyinfra import host
 from pyinfra.api import deploy
 
+from minipc.deploying import config, secrets
 from minipc.facts.machine import WireguardInKernel
-from minipc.guards import config, secrets
 from minipc.operations import Directory, File, SecretFile, arm, confirm, install, place, unit, units
 from minipc.secrets.catalogue import VPN_KEY
 

@@ -10,7 +10,7 @@ from pyinfra.api import deploy
 from pyinfra.operations import server
 
 from minipc import keys
-from minipc.guards import config, not_exercised, secrets
+from minipc.deploying import config, not_exercised, secrets
 from minipc.operations import Content, Directory, File, SecretFile, install, place, unit
 from minipc.secrets.catalogue import TLS_KEY, WATCHER_ALIVE_URL, WATCHER_CHANNELS, WATCHER_PING_TOKEN
 

@@ -7,7 +7,7 @@ from pyinfra.api import deploy
 from pyinfra.operations import server
 
 from minipc.config import Settings
-from minipc.guards import artifact, config, secrets
+from minipc.deploying import artifact, config, secrets
 from minipc.operations import Content, Directory, File, SecretFile, install, place, unit, units
 from minipc.operations.k3s import secret_present
 from minipc.paths import ROOT

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from cryptography import x509
 
+from minipc.addresses import bracketed
+
 LIMIT_S = 15
 
 
@@ -16,8 +18,7 @@ def served(address: str, domain: str, prefix: Sequence[str] = (), port: int = 44
     Args:
         prefix: what a command is started with to run where the client is, such as in a network namespace.
     """
-    host = f"[{address}]" if ":" in address else address
-    argv = [*prefix, "openssl", "s_client", "-connect", f"{host}:{port}", "-servername", domain]
+    argv = [*prefix, "openssl", "s_client", "-connect", f"{bracketed(address)}:{port}", "-servername", domain]
     try:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT_S)
         return x509.load_pem_x509_certificate(done.stdout)

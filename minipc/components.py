@@ -1,14 +1,14 @@
 """The one list of components. Their order is the order of `deploys/site.py` and of a rebuild.
 
-A component's name is the same word everywhere: `deploys/NAME.py`, `templates/NAME/`,
-`tests/verify/test_NAME.py`, `docs/reference/NAME.md`, the `NAME_*` keys of `group_data/all.py`.
+A component's name is the same word everywhere: `deploys/NAME.py`, `templates/NAME/` where it has files,
+`tests/verify/test_NAME.py`, `docs/reference/NAME.md`, the `NAME_*` keys of `group_data/all.py` where it has settings.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from minipc.errors import ConfigError
@@ -16,7 +16,8 @@ from minipc.paths import ROOT
 
 Role = Literal["mini", "offsite"]
 BOTH: tuple[Role, ...] = ("mini", "offsite")
-DataClass = Literal["must recover", "evidence", "rebuildable", "cache", "none"]
+# Of a component as a whole; what is promised for single tables of the service is in `backups_data_classes`.
+DataClass = Literal["must recover", "cache", "none"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,6 @@ class Component:
         summary: what it is for, half a sentence.
         needs: components that must be converged before it.
         data_class: the strongest promise made for data that lives in it.
-        artifacts: names of upstream files (see `artifacts.lock`) it can't do without.
         roles: the machines it belongs on: the mini PC, the off-site machine.
         backup_paths: what of it goes into the backup of configuration and state; absolute paths on the mini PC.
         trace: a path that its converge leaves, by which another component knows that it is there; empty: no telling.
@@ -36,9 +36,9 @@ class Component:
 
     name: str
     summary: str
+    _: KW_ONLY
     needs: tuple[str, ...] = ()
     data_class: DataClass = "none"
-    artifacts: tuple[str, ...] = ()
     roles: tuple[Role, ...] = ("mini",)
     backup_paths: tuple[str, ...] = ()
     trace: str = ""
@@ -62,7 +62,7 @@ COMPONENTS: tuple[Component, ...] = (
         backup_paths=("/etc/minipc",),
         trace="/usr/local/lib/minipc/revert",
     ),
-    Component("vpn", "WireGuard: the operator's way in", ("host",), trace="/etc/minipc/vpn/wg0.conf"),
+    Component("vpn", "WireGuard: the operator's way in", needs=("host",), trace="/etc/minipc/vpn/wg0.conf"),
     Component(
         "firewall",
         "nftables: what may come in, and from which side",
@@ -80,13 +80,13 @@ COMPONENTS: tuple[Component, ...] = (
     Component(
         "repositories",
         "where backups are and how to read them: pgBackRest, restic",
-        ("host",),
+        needs=("host",),
         trace="/usr/local/lib/minipc/restore",
     ),
     Component(
         "postgres",
         "PostgreSQL 17: everything that must not be lost",
-        ("repositories",),
+        needs=("repositories",),
         data_class="must recover",
         trace="/var/lib/postgresql/17/main/PG_VERSION",
     ),
@@ -99,44 +99,36 @@ COMPONENTS: tuple[Component, ...] = (
     Component(
         "redis",
         "Redis: the cache; nothing in it needs to survive",
-        ("host",),
+        needs=("host",),
         data_class="cache",
         trace="/etc/redis/users.acl",
     ),
-    Component(
-        "images",
-        "container images as files: a rebuild needs no registry",
-        ("host",),
-        artifacts=("k3s-images", "argocd-images", "workload-image"),
-    ),
+    Component("images", "container images as files: a rebuild needs no registry", needs=("host",)),
     Component(
         "k3s",
         "K3s: runs the service and ArgoCD, nothing that has data",
-        ("firewall", "postgres", "redis"),
-        artifacts=("k3s",),
+        needs=("firewall", "postgres", "redis"),
         backup_paths=("/etc/rancher",),
     ),
-    Component("workload", "the service itself: API, workers, migrations", ("postgres", "redis")),
+    Component("workload", "the service itself: API, workers, migrations", needs=("postgres", "redis")),
+    Component("argocd", "ArgoCD: the cluster becomes what the deploy repository says", needs=("host",)),
     Component(
-        "argocd",
-        "ArgoCD: the cluster becomes what the deploy repository says",
-        ("host",),
-        artifacts=("argocd-manifest", "argocd-images"),
+        "edge",
+        "Caddy: the public door",
+        needs=("host", "firewall"),
+        backup_paths=("/var/lib/caddy/.local/share/caddy",),
     ),
-    Component(
-        "edge", "Caddy: the public door", ("host", "firewall"), backup_paths=("/var/lib/caddy/.local/share/caddy",)
-    ),
-    Component("dns", "the public name follows the machine's public address", ("host",)),
-    Component("alertmanager", "Alertmanager: who hears of an alert", ("host",)),
+    Component("dns", "the public name follows the machine's public address", needs=("host",)),
+    Component("alertmanager", "Alertmanager: who hears of an alert", needs=("host",)),
     Component(
         "prometheus",
         "Prometheus and exporters: what is measured, kept, and turned into alerts",
-        ("postgres", "redis"),
+        needs=("postgres", "redis"),
     ),
-    Component("loki", "Loki: logs, searchable", needs=("host",), artifacts=("loki",)),
-    Component("syslog_ng", "syslog-ng: logs of everything go to Loki", needs=("host",), artifacts=("loki",)),
-    Component("grafana", "Grafana: dashboards", needs=("host",), artifacts=("grafana",)),
-    Component("release", "what runs here: commit, versions, when", ("host",), roles=BOTH),
+    Component("loki", "Loki: logs, searchable", needs=("host",)),
+    Component("syslog_ng", "syslog-ng: logs of everything go to Loki", needs=("host",)),
+    Component("grafana", "Grafana: dashboards", needs=("host",)),
+    Component("release", "what runs here: commit, versions, when", needs=("host",), roles=BOTH),
 )
 
 BY_NAME = {component.name: component for component in COMPONENTS}

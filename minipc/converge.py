@@ -25,7 +25,7 @@ from minipc.wording import first_line
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _TAIL_LINES = 25
-# How the programs that we put on a machine say why they ended (`ended` in templates/backups/common.py).
+# How the programs that we put on a machine say why they ended (`ended` in templates/repositories/common.py).
 _OWN_PROGRAM = re.compile(r"(?:^|\s)(?:restore|stanza|backup|drill): (\S.*)$")
 
 

@@ -12,12 +12,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
 import yaml
 
 from minipc import ssh
+from minipc.addresses import bracketed
 from minipc.argocd.manifest import PATH as ARGOCD_PATH
 from minipc.errors import MinipcError
 from minipc.inventory import Target
@@ -49,12 +49,7 @@ class Remote:
 
 def hosted_url(address: str, port: int) -> str:
     """Where ArgoCD reads the repository on the off-site machine."""
-    return f"ssh://{ACCOUNT}@{_bracketed(address)}:{port}/deploy.git"
-
-
-def known_host(address: str, port: int, host_key: str) -> str:
-    """The line of known_hosts for it."""
-    return f"[{address}]:{port} {host_key}"
+    return f"ssh://{ACCOUNT}@{bracketed(address)}:{port}/deploy.git"
 
 
 def operator_remote(offsite: Target) -> Remote:
@@ -145,10 +140,3 @@ def _git(directory: Path, remote: Remote, *argv: str) -> str:
         reason = first_line(done.stderr.decode(errors="replace")) or "failed"
         raise MinipcError(f"deploy repository {remote.url}: git {argv[0]}: {reason}")
     return done.stdout.decode(errors="replace").strip()
-
-
-def _bracketed(address: str) -> str:
-    try:
-        return f"[{address}]" if ip_address(address).version == 6 else address
-    except ValueError:
-        return address

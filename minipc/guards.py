@@ -1,4 +1,5 @@
-"""Never provision the wrong machine. The deploys ask here, so plain `pyinfra` refuses as well as the CLI does.
+"""Never provision the wrong machine. Inventory, `config.py` and each deploy (by `minipc.deploying.config`) ask here, so
+plain `pyinfra` refuses as well as the CLI does.
 
 A refusal exits 3 before anything is written.
 """
@@ -6,117 +7,25 @@ A refusal exits 3 before anything is written.
 from __future__ import annotations
 
 import fnmatch
-import os
-import signal
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
-from pyinfra import context, logger
-from pyinfra.facts.server import Arch
+from pyinfra import context
 
-from minipc.artifacts import Artifact, resolve
 from minipc.components import missing_needs
-from minipc.config import Settings, parse
-from minipc.errors import ConfigError, MinipcError, RefusedError
+from minipc.config import Settings
+from minipc.errors import ConfigError, RefusedError
 from minipc.facts.backups import BackupsState
-from minipc.facts.machine import IDENTITY_FILE, Absent, Admission, MachineAdmission
-from minipc.facts.memory import remember_facts
+from minipc.facts.machine import IDENTITY_FILE, Absent, Admission
 from minipc.halt import stop
-from minipc.progress import record_operations, write_event
-from minipc.secrets import Secret, load
-from minipc.timeline import ArtifactUsed, Note, NotExercised
 
 DEBIAN_VERSION = "13"
 # Packages of all components unpack to 900 MB; a database that finds no room stops.
 NEEDED_MB = 1536
 VPN_INTERFACE = "wg0"
-
-_INTERRUPTED = 130
-# The kernel's name for the architecture, and Debian's.
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_settings: dict[str, Settings] = {}
-
-
-def config() -> Settings:
-    """The settings of the machine being converged, once it has proved to be the machine the inventory means.
-
-    Every deploy starts with this call, so none can read its settings for the wrong machine.
-    """
-    host = context.host
-    if host.name not in _settings:
-        record_operations(context.state)
-        remember_facts(host)
-        signal.signal(signal.SIGINT, _interrupted)
-        signal.signal(signal.SIGTERM, _interrupted)
-        try:
-            found: Admission = host.get_fact(MachineAdmission)
-            admit(host.name, host.data.get("machine_identity"), found)
-            refuse_wrong_order(host.name, _deploys_of_this_run())
-            settings = parse(host.data.dict(), source=f"data of {host.name}")
-            refuse_lockout(host.name, settings, found)
-            _settings[host.name] = settings
-        except MinipcError as error:
-            stop(error)
-    return _settings[host.name]
-
-
-def secrets(names: Mapping[str, str], optional: Iterable[str] = ()) -> dict[str, Secret]:
-    """The named secrets, resolved while pyinfra prepares: a missing one stops the run before its first change.
-
-    Args:
-        names: what the template calls it -> name in the secret store.
-        optional: keys of `names` that may be missing; they are left out.
-    """
-    wanted = {key: name for key, name in names.items() if key not in set(optional)}
-    maybe = {key: name for key, name in names.items() if key in set(optional)}
-    try:
-        found = load(config().environment, wanted.values(), optional=maybe.values())
-    except MinipcError as error:
-        stop(error)
-    there = {key: secret for key, name in maybe.items() if (secret := found.optional(name))}
-    return {key: found[name] for key, name in wanted.items()} | there
-
-
-def offsite_address() -> str | None:
-    """Where this machine reaches its off-site machine; None when it has none."""
-    alias = config().backups.offsite
-    if alias is None:
-        return None
-    data = context.inventory.get_host(alias).data
-    return str(data.offsite_address or data.ssh_hostname)
-
-
-def not_exercised(what: str, why: str, component: str) -> None:
-    """Says loudly that a part is left out; every report counts it."""
-    logger.warning("NOT EXERCISED: %s: %s", what, why)
-    write_event(NotExercised(what=what, why=why, component=component))
-
-
-def artifact(name: str, component: str) -> Artifact | None:
-    """The upstream file for this machine; None when it can't be had, and the component is then NOT EXERCISED.
-
-    Args:
-        name: as in artifacts.toml.
-        component: who can't do without it.
-    """
-    machine = context.host.get_fact(Arch)
-    try:
-        found = resolve(name, _ARCHITECTURES.get(machine, machine))
-    except MinipcError as error:
-        stop(error)
-    version = found.version or found.pinned_version
-    write_event(ArtifactUsed(name=name, version=version, sha256=found.sha256, origin=found.origin))
-    if found.origin == "missing":
-        not_exercised(
-            component, f"the artifact {name} {found.pinned_version} can't be had: {found.why_missing}", component
-        )
-        return None
-    return found
 
 
 def refuse_another_database() -> None:
@@ -220,12 +129,6 @@ def refuse_wrong_order(name: str, deploys: Sequence[str]) -> None:
         )
 
 
-def _deploys_of_this_run() -> list[str]:
-    """Names of the deploy files that pyinfra was given, without the release. Deploys run outside click's context."""
-    files = map(Path, sys.argv[1:])
-    return [file.stem for file in files if file.parent.name == "deploys" and file.stem != "release"]
-
-
 def refuse_unsafe_options() -> None:
     """Refuses the pyinfra options that make a failure look like a success (pyinfra 3.10: `--no-wait` exits 0)."""
     params = _pyinfra_options()
@@ -273,11 +176,3 @@ def _pyinfra_options() -> dict[str, Any]:
 
 def _refuse(what: str, next_step: str) -> NoReturn:
     stop(RefusedError(what, next_step))
-
-
-def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
-    """pyinfra exits 0 on Ctrl-C; a half-done converge is no success."""
-    write_event(Note(text="interrupted"))
-    sys.stderr.write("\ninterrupted: run the same command again, it goes on where it stopped\n")
-    sys.stderr.flush()
-    os._exit(_INTERRUPTED)

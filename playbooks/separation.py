@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from minipc import lab
+from minipc.addresses import bracketed
 from minipc.components import deploy_files
 from minipc.converge import converge
 from minipc.display import print_summary, watch
@@ -309,8 +310,7 @@ class Proof:
             for family, source in sources.items():
                 flags = [*(["nodad"] if family == "IPv6" else []), "valid_lft", "5", "preferred_lft", "5"]
                 public.run("ip", "address", "replace", source, "dev", CLIENT_INTERFACE, *flags)
-                host = public.addresses[family]
-                url = f"http://[{host}]:22" if family == "IPv6" else f"http://{host}:22"
+                url = f"http://{bracketed(public.addresses[family])}:22"
                 public.run("curl", "--silent", "--max-time", "1", "--interface", source, url)
             listing = on(self.target, f"nft list table inet {BORROWED}")
         finally:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from minipc.addresses import bracketed
 from minipc.errors import MinipcError
 from minipc.lab.machine import Machine, lab_dir
 from minipc.lab.network import OPERATOR, PUBLIC
@@ -89,10 +90,9 @@ def up(
         _make(machine, name)
     peer = server_key or public_key(load("lab", [VPN_KEY])[VPN_KEY])
     own, there = addresses(machine.index, host), addresses(machine.index, 1)
-    at = endpoint or machine.public_ipv4
     # wg(8) reads the configuration from a file: a pipe keeps the key out of the command line and off the disk.
     config = f"[Interface]\nPrivateKey = {(key or client_key()).reveal()}\n[Peer]\nPublicKey = {peer}\n"
-    config += f"Endpoint = {f'[{at}]' if ':' in at else at}:{PORT}\n"
+    config += f"Endpoint = {bracketed(endpoint or machine.public_ipv4)}:{PORT}\n"
     config += f"AllowedIPs = {there[0]}/32, {there[1]}/128\nPersistentKeepalive = 1\n"
     _wg(name, "setconf", name, "/dev/stdin", stdin=config)
     for address, length, flags in ((own[0], 24, ()), (own[1], 64, ("nodad",))):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from ipaddress import ip_address
 
+from minipc.addresses import bracketed
 from minipc.config import Settings
 from minipc.secrets import Secret
 
@@ -25,7 +25,7 @@ Address = {", ".join(allowed_ips)}
 
 [Peer]
 PublicKey = {server_public_key}
-Endpoint = {_bracketed(vpn.endpoint or settings.edge.domain)}:{vpn.port}
+Endpoint = {bracketed(vpn.endpoint or settings.edge.domain)}:{vpn.port}
 AllowedIPs = {vpn.address}/32, {vpn.address_ipv6}/128
 PersistentKeepalive = {vpn.keepalive_s}
 """
@@ -38,10 +38,3 @@ def qr_code(text: str) -> str:
     out = io.StringIO()
     segno.make(text, error="L", micro=False).terminal(out, compact=True)
     return out.getvalue()
-
-
-def _bracketed(host: str) -> str:
-    try:
-        return f"[{host}]" if ip_address(host).version == 6 else host
-    except ValueError:
-        return host

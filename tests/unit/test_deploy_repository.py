@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from minipc import deploy_repository
-from minipc.deploy_repository import Remote, commit_tree, hosted_url, known_host, starting_point
+from minipc.deploy_repository import Remote, commit_tree, hosted_url, starting_point
 from minipc.errors import MinipcError
 from minipc.paths import ROOT
 from minipc.workload.oci import Image
@@ -30,7 +30,6 @@ def listed(remote: Remote) -> list[str]:
 def test_addresses():
     assert hosted_url("198.51.100.1", 2222) == "ssh://git@198.51.100.1:2222/deploy.git"
     assert hosted_url("fd00::1", 2222) == "ssh://git@[fd00::1]:2222/deploy.git"
-    assert known_host("fd00::1", 2222, "ssh-ed25519 AAAA") == "[fd00::1]:2222 ssh-ed25519 AAAA"
 
 
 def test_the_branch_holds_exactly_what_was_given(remote):

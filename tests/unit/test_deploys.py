@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from fnmatch import fnmatch
 
 import pytest
 
@@ -15,6 +16,17 @@ from minipc.paths import ROOT
 
 def _site() -> str:
     return (ROOT / "deploys/site.py").read_text()
+
+
+def _calls(name: str) -> list[ast.Call]:
+    tree = ast.parse((ROOT / BY_NAME[name].deploy).read_text())
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def _pattern(source: ast.expr) -> str:
+    """A file's name; what a deploy fills into it can be anything."""
+    parts = source.values if isinstance(source, ast.JoinedStr) else [source]
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in parts)
 
 
 def test_site_includes_every_component_in_order():
@@ -40,6 +52,32 @@ def test_no_room_without_a_component():
     deploys = {path.stem for path in (ROOT / "deploys").glob("*.py")} - {"site"}
     checks = {path.stem.removeprefix("test_") for path in (ROOT / "tests/verify").glob("test_*.py")}
     assert deploys == checks == set(BY_NAME)
+
+
+def test_no_folder_of_templates_without_a_component():
+    not_for_a_machine = {"report", "runbook"}
+    assert {path.name for path in (ROOT / "templates").iterdir()} - not_for_a_machine <= set(BY_NAME)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_component_speaks_and_places_in_its_own_name(name):
+    calls = _calls(name)
+    named = {ast.unparse(keyword.value) for call in calls for keyword in call.keywords if keyword.arg == "component"}
+    named |= {ast.unparse(call.args[2]) for call in calls if ast.unparse(call.func) == "not_exercised"}
+    assert named <= {repr(name)}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_component_places_the_files_of_its_folder_and_no_other(name):
+    folder = ROOT / "templates" / name
+    there = {path.name: path.read_text() for path in folder.glob("*")}
+    sources = [call.args[0] for call in _calls(name) if ast.unparse(call.func) in {"File", "SecretFile"}]
+    patterns = [_pattern(source) for source in sources if ast.unparse(source) != "''"]
+    for pattern in patterns:
+        assert any(fnmatch(file, pattern) for file in there), f"templates/{name}/{pattern} is missing"
+    used = [*patterns, "rules.yml.j2", "scrape.yml.j2"]  # Prometheus finds the last two by their names
+    used += [included for text in there.values() for included in re.findall(r'{% include "(.+?)" %}', text)]
+    assert [file for file in there if not any(fnmatch(file, pattern) for pattern in used)] == []
 
 
 def test_needs_come_before():

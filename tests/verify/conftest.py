@@ -22,6 +22,7 @@ import pytest
 from testinfra.host import Host
 
 from minipc import remote_shell, ssh
+from minipc.addresses import bracketed
 from minipc.config import Settings
 from minipc.inventory import Target, the_target
 from minipc.paths import state_dir
@@ -351,7 +352,7 @@ class Edge:
 
     def to(self, address: str) -> list[str]:
         """curl's options that lead the public name to an address and verify the certificate."""
-        host = f"[{address}]" if ":" in address else address
+        host = bracketed(address)
         return ["--resolve", f"{self.domain}:80:{host}", "--resolve", f"{self.domain}:443:{host}", *self.trust]
 
 

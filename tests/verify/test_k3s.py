@@ -10,6 +10,7 @@ import shlex
 import pytest
 import yaml
 
+from minipc.addresses import bracketed
 from tests.verify.conftest import eventually, not_exercised
 
 KUBECTL = "k3s kubectl --request-timeout=20s"
@@ -218,4 +219,4 @@ def test_it_comes_back_and_pods_stay(disturb, get, kubectl, settings):
 
 
 def _url(address: str, port: int) -> str:
-    return f"https://[{address}]:{port}" if ":" in address else f"https://{address}:{port}"
+    return f"https://{bracketed(address)}:{port}"

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from minipc.addresses import bracketed
 from minipc.secrets import Secret
 from minipc.secrets.generate import wireguard_private_key
 from tests.verify.conftest import not_exercised
@@ -95,9 +96,8 @@ def test_services_on_loopback_answer_through_it_and_not_beside_it(tunnel, operat
         not_exercised("none of vpn_services is on this machine")
 
     def code(side, address: str, port: int) -> str:
-        host = f"[{address}]" if ":" in address else address
         argv = ["curl", "--silent", "--noproxy", "*", "--max-time", "5", "--output", "/dev/null"]
-        return side.run(*argv, "--write-out", "%{http_code}", f"http://{host}:{port}/").stdout
+        return side.run(*argv, "--write-out", "%{http_code}", f"http://{bracketed(address)}:{port}/").stdout
 
     doors = [
         (side, address, port) for side in (tunnel, operator) for address in side.addresses for port in tries.values()

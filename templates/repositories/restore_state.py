@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-# Written by minipc (templates/backups/restore_state.py).
+# Written by minipc (templates/repositories/restore_state.py).
 """Brings back what the lost machine kept beside its database: restore-state PATH…
 
 Each path comes from the newest snapshot of this machine's name that has it. One that is not empty here is left alone.

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Written by minipc (templates/backups/failed.sh). Usage: failed UNIT. Started by OnFailure= of our units.
+# Written by minipc (templates/repositories/failed.sh). Usage: failed UNIT. Started by OnFailure= of our units.
 set -eu
 unit=$1
 result=$(systemctl show -p Result --value -- "$unit")

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-# Written by minipc (templates/backups/stanza.py).
+# Written by minipc (templates/repositories/stanza.py).
 """Makes pgBackRest's stanza for the running database where a repository has none. Run by each converge that needs it.
 
 A repository that holds the backups of another database is refused (exit 3): an empty database must never take the

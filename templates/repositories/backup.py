@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-# Written by minipc (templates/backups/backup.py).
+# Written by minipc (templates/repositories/backup.py).
 """Takes backups: backup full|diff|files [full|diff|files]…
 
 `full` and `diff` are pgBackRest's, one repository after the other; `files` sends configuration and state to restic.

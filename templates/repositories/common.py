@@ -1,5 +1,5 @@
-# Written by minipc (templates/backups/common.py).
-"""What the programs in this folder share: settings, PostgreSQL, pgBackRest, metrics. Python's standard library only."""
+# Written by minipc (templates/repositories/common.py).
+"""What the programs for backups share: settings, PostgreSQL, pgBackRest, metrics. Python's standard library only."""
 
 from __future__ import annotations
 

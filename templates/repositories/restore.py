@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-# Written by minipc (templates/backups/restore.py).
+# Written by minipc (templates/repositories/restore.py).
 """Decides what an empty data directory gets: the database from the repositories, or leave to make a new one.
 
     restore refuse     a repository holds a backup: exit 3, nothing is done (a converge outside a rebuild)
