@@ -47,7 +47,7 @@ def edge() -> None:
             ),
             *([] if settings.edge.acme_root else [Absent(ACME_ROOT)]),
         ],
-        values={"edge": settings.edge},
+        values={"edge": settings.edge, "upstream": settings.edge.upstream or f"127.0.0.1:{settings.workload.port}"},
     )
     hardening = place(
         name="configure the unit",

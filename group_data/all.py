@@ -282,7 +282,8 @@ argocd_port = 8443
 # --- workload: the service -----------------------------------------------------------------------------------------
 # OPTIONAL. Where it runs: "k3s", or "stand-in" (systemd units; the lab only, where K3s can't be had).
 workload_runtime = "k3s"
-# OPTIONAL. Port of the API on 127.0.0.1 (a NodePort where K3s runs it).
+# OPTIONAL. Port of the API on 127.0.0.1, where the door asks it. In K3s a NodePort: 30000 to 32767, and the one in the
+# deploy repository (workload/base/api.yaml).
 workload_port = 30080
 # OPTIONAL. A worker whose heartbeat is older makes /api/health non-200, seconds.
 workload_worker_stale_s = 600
@@ -303,8 +304,8 @@ edge_acme_url = None
 edge_acme_root = None
 # OPTIONAL. Contact for the ACME account; None: none is given.
 edge_acme_email = None
-# OPTIONAL. Where the API answers. The NodePort on loopback.
-edge_upstream = "127.0.0.1:30080"
+# OPTIONAL. Where the API answers, ADDRESS:PORT; None: on loopback, at workload_port.
+edge_upstream = None
 # OPTIONAL. HTTP/3 over QUIC; then 443 must be in firewall_public_udp. Off: HTTP/2 serves the same, and the QUIC in
 # Debian 13's Caddy 2.6 is from 2022.
 edge_http3 = False
