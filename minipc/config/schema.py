@@ -453,7 +453,6 @@ class GrafanaSettings(Strict):
 
     address: Address
     port: Port
-    prometheus_port: Port
     memory_mb: Annotated[int, Field(ge=128)]
 
 
