@@ -182,7 +182,13 @@ def verify(names: tuple[str, ...], smoke: bool, environment: Any, alias: str | N
     show_default=True,
     help="Whose group_data to try, with generated secrets.",
 )
-@click.option("--backend", type=click.Choice(["nspawn", "qemu"]), default="nspawn", show_default=True)
+@click.option(
+    "--backend",
+    type=click.Choice(["nspawn", "qemu"]),
+    default="nspawn",
+    show_default=True,
+    help="qemu: with a kernel of its own; a short rehearsal, without the loss, where it must be emulated.",
+)
 @click.option("--zone", is_flag=True, help="Also cut over DNS, in a public zone of the lab's own.")
 @click.option("--keep", is_flag=True, help="Leave the machine up and say how to reach it.")
 @click.option("--name", default="rehearsal", show_default=True, help="Name of the disposable machine.")
