@@ -1,16 +1,19 @@
-# Only bootstraps .venv and calls the CLI; `minipc --help` lists everything.
+# Only bootstraps .venv and calls the CLI; `make help` lists the targets, `minipc --help` everything else.
 SHELL := /bin/bash
 VENV := .venv
 BACKEND ?= nspawn
 READY := $(VENV)/.ready
 
-.PHONY: rehearse test test-long bench lint setup clean
+.PHONY: help rehearse test test-long bench lint setup clean
 .DEFAULT_GOAL := rehearse
 
-rehearse: setup ## blank machine -> converge -> verify -> report
+help: ## the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+rehearse: setup ## build a machine, use it, lose it, rebuild it from the off-site copy, report; ARGS=--keep keeps it
 	$(VENV)/bin/minipc rehearse --backend $(BACKEND) $(ARGS)
 
-test: setup ## everything that fits in 45 minutes on two cores
+test: setup ## the tests: static checks, unit, lab; what fits in 45 minutes on two cores
 	$(VENV)/bin/minipc test $(ARGS)
 
 test-long: setup ## fault tables, emulation, large data; stores a dated record
@@ -19,10 +22,10 @@ test-long: setup ## fault tables, emulation, large data; stores a dated record
 bench: setup ## ratios against Ansible and plain shell, measured side by side in one run
 	$(VENV)/bin/python -m bench $(ARGS)
 
-lint: setup
+lint: setup ## static checks: ruff, mypy
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
-setup: $(READY)
+setup: $(READY) ## .venv from requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	@command -v python3 >/dev/null || { echo "python3 (3.11 or newer) is missing: apt-get install python3 python3-venv"; exit 1; }

@@ -13,11 +13,11 @@ from minipc.checks.rules import inhibitions
 from minipc.config import Settings
 from minipc.deploying import config, not_exercised, offsite_address, secrets
 from minipc.operations import Absent, Content, Directory, File, SecretFile, install, place, unit
+from minipc.ports import MONITORING
 from minipc.secrets import Secret
 from minipc.secrets.catalogue import SLACK_URL, TLS_KEY, WATCHDOG_URL, WATCHER_PING_TOKEN
 
 ETC = "/etc/prometheus/minipc"
-PORT = 9093
 
 
 @deploy("alertmanager")
@@ -37,7 +37,7 @@ def alertmanager() -> None:
         "inhibitions": inhibitions(load()),
         "etc": ETC,
         "own_watcher": authority is not None,
-        "port": PORT,
+        "port": MONITORING["alertmanager"],
         "paced": lambda duration: paced(f"for: {duration}", settings.prometheus.pace).removeprefix("for: "),
     }
 

@@ -8,6 +8,7 @@ from pyinfra.api import deploy
 from minipc.deploying import config
 from minipc.operations import Absent, Content, Directory, File, install, place, unit
 from minipc.operations.backups import state_restored
+from minipc.ports import MONITORING
 
 HOME = "/var/lib/caddy"
 STATE = f"{HOME}/.local/share/caddy"
@@ -47,7 +48,11 @@ def edge() -> None:
             ),
             *([] if settings.edge.acme_root else [Absent(ACME_ROOT)]),
         ],
-        values={"edge": settings.edge},
+        values={
+            "edge": settings.edge,
+            "upstream": settings.edge.upstream or f"127.0.0.1:{settings.workload.port}",
+            "metrics_port": MONITORING["caddy"],
+        },
     )
     hardening = place(
         name="configure the unit",

@@ -11,6 +11,7 @@ from minipc.dashboards import logs_dashboard, questions_dashboard, rendered
 from minipc.deploying import artifact, config, secrets
 from minipc.logs import saved_queries
 from minipc.operations import Content, Directory, File, SecretFile, place, push, unit
+from minipc.ports import MONITORING
 from minipc.secrets.catalogue import GRAFANA_PASSWORD
 
 ETC = "/etc/grafana"
@@ -52,6 +53,7 @@ def grafana() -> None:
         ],
         values={
             "grafana": settings.grafana,
+            "prometheus_port": MONITORING["prometheus"],
             "loki_url": settings.syslog_ng.loki_url or f"http://127.0.0.1:{settings.loki.port}",
         },
     )

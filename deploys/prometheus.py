@@ -9,18 +9,10 @@ from minipc.checks.components import values as settings_by_name
 from minipc.deploying import config, secrets
 from minipc.operations import Directory, File, SecretFile, install, place, unit, units
 from minipc.operations.monitoring import registered
+from minipc.ports import MONITORING
 
 ETC = "/etc/prometheus/minipc"
 SYSTEMD = "/etc/systemd/system"
-PORTS = {
-    "prometheus": 9090,
-    "alertmanager": 9093,
-    "node": 9100,
-    "blackbox": 9115,
-    "redis": 9121,
-    "caddy": 9180,
-    "postgres": 9187,
-}
 EXPORTERS = ["node", "blackbox", "postgres", "redis"]
 
 
@@ -28,7 +20,7 @@ EXPORTERS = ["node", "blackbox", "postgres", "redis"]
 def prometheus() -> None:
     settings = config()
     passwords = secrets({"postgres": "postgres.password.monitoring", "redis": "redis.password.monitoring"})
-    values = settings_by_name(settings) | {"ports": PORTS, "etc": ETC}
+    values = settings_by_name(settings) | {"ports": MONITORING, "etc": ETC}
 
     # install
     packages = [f"prometheus-{exporter}-exporter" for exporter in EXPORTERS]

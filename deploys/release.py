@@ -1,5 +1,7 @@
 """What runs here: git commit, versions, when. Last, so that it is only written once everything before it worked.
 
+Not `minipc release`: that brings a version of the service into the cluster (docs/howto/release.md).
+
 pyinfra inventory/production.py deploys/release.py
 """
 

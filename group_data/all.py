@@ -1,4 +1,4 @@
-"""Every tunable, once: REQUIRED or OPTIONAL, unit, default and reason.
+"""Every tunable, once: REQUIRED or OPTIONAL, unit, default and reason. Ports that are none: `minipc/ports.py`.
 
 `production.py` and `lab.py` beside this file override single keys. Rules: `minipc/config/schema.py`.
 Check with `minipc config`.
@@ -49,7 +49,7 @@ host_confirm_within_s = 60
 host_reboot_at = "04:30"
 
 # --- vpn: the operator's way in (docs/reference/vpn.md) -------------------------------------------------------------
-# OPTIONAL. UDP port of WireGuard, open to everyone: it answers nobody without a peer's key.
+# OPTIONAL. UDP port of WireGuard, its usual one, open to everyone: it answers nobody without a peer's key.
 vpn_port = 51820
 # OPTIONAL. Address or name where peers reach that port; None: edge_domain.
 vpn_endpoint = None
@@ -58,8 +58,10 @@ vpn_network = "10.99.0.0/24"
 # OPTIONAL. The same for IPv6.
 vpn_network_ipv6 = "fd99:6d69:6e69::/64"
 # OPTIONAL. Peers send a packet after so many quiet seconds, so that a router between keeps the way open; 0: never.
+# 25 is what WireGuard's manual suggests.
 vpn_keepalive_s = 25
-# OPTIONAL. What listens on loopback only and answers through the VPN, at the same port: name -> TCP port.
+# OPTIONAL. What listens on loopback only and answers through the VPN, at the same port: name -> TCP port. These
+# two are fixed (minipc/ports.py).
 vpn_services = {"prometheus": 9090, "alertmanager": 9093}
 # OPTIONAL. Who may connect: name, public_key, allowed_ips. `minipc vpn add NAME` keeps the list of production.py.
 vpn_peers = []
@@ -78,7 +80,7 @@ firewall_operator_access = "networks"
 firewall_public_tcp = [80, 443]
 # OPTIONAL. UDP ports open to everyone, beside vpn_port; HTTP/3 (edge_http3) needs 443.
 firewall_public_udp = []
-# OPTIONAL. TCP ports open to the operator. 6443: the cluster's API; 8443: ArgoCD (argocd_port).
+# OPTIONAL. TCP ports open to the operator. 6443: the cluster's API; 8443: ArgoCD (change argocd_port with it).
 firewall_operator_tcp = [22, 6443, 8443]
 # OPTIONAL. Interfaces where the cluster's pods are: the only ones whose packets are forwarded.
 firewall_pod_interfaces = ["cni0", "flannel.1"]
@@ -87,11 +89,11 @@ firewall_pod_tcp = [6443]
 # OPTIONAL. New connections to the public ports from one client (IPv6: a /64), a second; twice as many in a burst.
 # 100: a household behind one address loads a page with ease.
 firewall_client_new_per_s = 100
-# OPTIONAL. Open connections to the public ports from one client.
+# OPTIONAL. Open connections to the public ports from one client. 256: a browser opens six, and a household shares them.
 firewall_client_connections = 256
 
 # --- postgres: everything that must not be lost --------------------------------------------------------------------
-# OPTIONAL. TCP port.
+# OPTIONAL. TCP port. PostgreSQL's own.
 postgres_port = 5432
 # OPTIONAL. Databases and their owners; an owner must be among the roles.
 postgres_databases = [{"name": "workload", "owner": "workload"}]
@@ -115,9 +117,9 @@ postgres_from_backup = "refuse"
 # --- offsite: the second machine, where the backups are ------------------------------------------------------------
 # OPTIONAL. Address or name where the mini PC reaches the off-site machine; None: the one in the inventory.
 offsite_address = None
-# OPTIONAL. TCP port of its SFTP server for pgBackRest (an SSH server of its own, apart from the operator's).
+# OPTIONAL. TCP port of its SFTP server for pgBackRest (an SSH server of its own, apart from the operator's). Free.
 offsite_sftp_port = 2222
-# OPTIONAL. TCP port of its restic server (TLS).
+# OPTIONAL. TCP port of its restic server (TLS). The server's own.
 offsite_rest_port = 8000
 # OPTIONAL. When copies are taken that the mini PC's own credentials can't reach (systemd OnCalendar). Four a day: a
 # thief of the credentials destroys at most six hours.
@@ -133,15 +135,15 @@ watcher_url = None
 # OPTIONAL. Address that is asked instead of the one that the public name leads to; None: the name's, so that DNS is
 # watched, too.
 watcher_address = None
-# OPTIONAL. How often it asks, seconds.
+# OPTIONAL. How often it asks, seconds. 60: with watcher_failures the outage is told within two minutes and a half.
 watcher_interval_s = 60
-# OPTIONAL. How long it waits for the answer, seconds.
+# OPTIONAL. How long it waits for the answer, seconds. 10: a user has given up by then.
 watcher_timeout_s = 10
 # OPTIONAL. After how many failures in a row it tells. 2: one lost packet wakes nobody.
 watcher_failures = 2
-# OPTIONAL. It tells again after this time, as long as it lasts, seconds.
+# OPTIONAL. It tells again after this time, as long as it lasts, seconds. 6 hours: a night doesn't hide it.
 watcher_repeat_s = 21600
-# OPTIONAL. TCP port where it takes the machine's ping (TLS).
+# OPTIONAL. TCP port where it takes the machine's ping (TLS). Free.
 watcher_ping_port = 8010
 # OPTIONAL. It shouts when no ping came for so long, seconds; None: none is expected. Alertmanager pings every 5 minutes
 # once alertmanager_watchdog is set.
@@ -162,24 +164,25 @@ backups_rto_budget_s = 14400
 # OPTIONAL. How much may be lost, seconds back from the loss: 24 hours. A gate of every rehearsal.
 backups_rpo_budget_s = 86400
 # OPTIONAL. Days to which the local repository can go back; a full backup is kept until a younger one is that old.
+# 14: it shares the disk with the database.
 backups_repo1_days = 14
-# OPTIONAL. The same off-site.
+# OPTIONAL. The same off-site. 30: what was spoilt at the beginning of the month can still be brought back.
 backups_repo2_days = 30
 # OPTIONAL. Days for which snapshots of restic stay when `minipc backup prune` is run; the mini PC can remove none.
 backups_files_days = 90
 # OPTIONAL. Processes that compress and send. 2 leaves the service room on four cores.
 backups_processes = 2
-# OPTIONAL. When the full backup is taken (systemd OnCalendar, host_timezone).
+# OPTIONAL. When the full backup is taken (systemd OnCalendar, host_timezone). In the quietest night of the week.
 backups_full_calendar = "Sun 02:30"
-# OPTIONAL. When a differential backup is taken.
+# OPTIONAL. When a differential backup is taken. The other nights: the database is backed up once a day.
 backups_diff_calendar = "Mon..Sat 02:30"
-# OPTIONAL. When configuration and state are sent to restic.
+# OPTIONAL. When configuration and state are sent to restic. An hour after the database: they don't share disk and line.
 backups_files_calendar = "03:30"
-# OPTIONAL. When a restore is tried for real.
+# OPTIONAL. When a restore is tried for real. After the week's full backup, before anybody is up.
 backups_drill_calendar = "Sun 05:00"
 # OPTIONAL. Each of these starts up to so many seconds late, so that machines don't all start at once.
 backups_random_delay_s = 900
-# OPTIONAL. Loopback port of the drill's scratch cluster.
+# OPTIONAL. Loopback port of the drill's scratch cluster. The next one after PostgreSQL's.
 backups_drill_port = 5433
 # OPTIONAL. Disk space that must stay free beside the drill's scratch cluster (1.3 × the database), MB.
 backups_drill_margin_mb = 1024
@@ -240,7 +243,7 @@ backups_data_classes = [
 ]
 
 # --- redis: the cache ----------------------------------------------------------------------------------------------
-# OPTIONAL. TCP port.
+# OPTIONAL. TCP port. Redis's own.
 redis_port = 6379
 # OPTIONAL. Memory for data, MB; beyond it the least recently used keys go (allkeys-lru).
 redis_maxmemory_mb = 256
@@ -272,21 +275,22 @@ k3s_audit_days = 30
 argocd_repository = None
 # REQUIRED with argocd_repository: lines of known_hosts for its host. Compare with what the host publishes.
 argocd_known_hosts = []
-# OPTIONAL. Branch that says what should run.
+# OPTIONAL. Branch that says what should run. The applications in gitops/root/base name it, too.
 argocd_revision = "main"
-# OPTIONAL. The root application's folder in it.
+# OPTIONAL. The root application's folder in it. As in gitops/, which the repository begins as.
 argocd_path = "root/production"
-# OPTIONAL. TCP port of its user interface (TLS), open to the operator side only.
+# OPTIONAL. TCP port of its user interface (TLS); free. The operator reaches it if firewall_operator_tcp has it, too.
 argocd_port = 8443
 
 # --- workload: the service -----------------------------------------------------------------------------------------
 # OPTIONAL. Where it runs: "k3s", or "stand-in" (systemd units; the lab only, where K3s can't be had).
 workload_runtime = "k3s"
-# OPTIONAL. Port of the API on 127.0.0.1 (a NodePort where K3s runs it).
+# OPTIONAL. Port of the API on 127.0.0.1, where the door asks it. In K3s a NodePort: 30000 to 32767, and the one in the
+# deploy repository (workload/base/api.yaml).
 workload_port = 30080
 # OPTIONAL. A worker whose heartbeat is older makes /api/health non-200, seconds.
 workload_worker_stale_s = 600
-# OPTIONAL. Loopback ports of the workers' metrics.
+# OPTIONAL. Loopback ports of the workers' metrics; in K3s their pods' (gitops/workload/base/workers.yaml). Free.
 workload_metrics_ports = {"ingest": 9201, "forecast": 9202, "push": 9203}
 # OPTIONAL. Report errors to Sentry; needs the secret `sentry.dsn`.
 workload_sentry = False
@@ -303,8 +307,8 @@ edge_acme_url = None
 edge_acme_root = None
 # OPTIONAL. Contact for the ACME account; None: none is given.
 edge_acme_email = None
-# OPTIONAL. Where the API answers. The NodePort on loopback.
-edge_upstream = "127.0.0.1:30080"
+# OPTIONAL. Where the API answers, ADDRESS:PORT; None: on loopback, at workload_port.
+edge_upstream = None
 # OPTIONAL. HTTP/3 over QUIC; then 443 must be in firewall_public_udp. Off: HTTP/2 serves the same, and the QUIC in
 # Debian 13's Caddy 2.6 is from 2022.
 edge_http3 = False
@@ -316,7 +320,7 @@ edge_max_body_mb = 10
 edge_header_timeout_s = 10
 # OPTIONAL. How long for all of it, seconds: the largest request on a phone's slow uplink.
 edge_body_timeout_s = 60
-# OPTIONAL. Days access logs are kept on disk.
+# OPTIONAL. Days access logs are kept on disk. 30: as the journal.
 edge_log_days = 30
 
 # --- dns: where the public name leads (docs/reference/dns.md) ------------------------------------------------------
@@ -337,7 +341,7 @@ dns_ipv4 = None
 dns_ipv6 = None
 # OPTIONAL. The public address changes by itself: a timer on the machine keeps the records in line.
 dns_follow = False
-# OPTIONAL. How often the timer looks, seconds.
+# OPTIONAL. How often the timer looks, seconds. 300: as long as resolvers keep the old answer anyway (dns_ttl_s).
 dns_follow_every_s = 300
 # OPTIONAL. Who tells the machine its public address: the bare address, or a line ip=ADDRESS.
 dns_address_url = "https://cloudflare.com/cdn-cgi/trace"
@@ -373,9 +377,9 @@ alertmanager_watchdog = False
 alertmanager_runbook_url = "docs/runbook-triage.md"
 
 # --- loki: logs, searchable (docs/reference/loki.md) ---------------------------------------------------------------
-# OPTIONAL. Loopback port of its HTTP interface.
+# OPTIONAL. Loopback port of its HTTP interface. Loki's own.
 loki_port = 3100
-# OPTIONAL. Loopback port on which its parts talk to each other.
+# OPTIONAL. Loopback port on which its parts talk to each other. Loki's own.
 loki_grpc_port = 9095
 # OPTIONAL. Days logs are kept. 31: as the journal, an incident found at the end of the month can still be read.
 loki_days = 31
@@ -393,9 +397,7 @@ syslog_ng_buffer_mb = 512
 # --- grafana: dashboards (docs/reference/grafana.md) ---------------------------------------------------------------
 # OPTIONAL. Where it listens: loopback, reached through SSH (-L 3000:127.0.0.1:3000), or an operator-side address.
 grafana_address = "127.0.0.1"
-# OPTIONAL. TCP port.
+# OPTIONAL. TCP port. Grafana's own.
 grafana_port = 3000
-# OPTIONAL. Loopback port where Prometheus answers.
-grafana_prometheus_port = 9090
 # OPTIONAL. Memory, MB; beyond it the machine takes its memory back, beyond the 1.5-fold it is restarted.
 grafana_memory_mb = 256

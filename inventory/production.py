@@ -3,10 +3,8 @@
 from minipc.guards import refuse_empty_match
 from minipc.inventory import target
 
-# The machine that keeps the backups: any small Debian 13 host elsewhere. Enrol it the same way, then set
-# backups_offsite = "offsite" in group_data/production.py. Import offsite_machine beside target.
-#   production += [offsite_machine("offsite", address="203.0.113.20", key="~/.ssh/id_ed25519")]
-#   offsite = ["offsite"]
+# Those in `production` that keep backups. REQUIRED for a rebuild: without one no data outlives its machine.
+# How to add it: docs/howto/first-machine.md, step 2.
 offsite: list[str] = []
 
 production = [

@@ -29,12 +29,59 @@ _LAZY = {
     "workload": "minipc.workload.cli:workload",
 }
 
+# What `minipc --help` shows: every command once, at most 45 characters, so that no line is cut.
+_OVERVIEW = {
+    "Every day": {
+        "status": "is all well? answered on one screen",
+        "triage": "where is it broken, and what to do next",
+        "plan": "what a converge would change",
+        "apply": "converge, verify, record; does not ask",
+        "verify": "does the machine do what it should?",
+        "logs": "what was logged, of one request or service",
+        "release": "bring a version of the service up, go back",
+        "trace": "from a pod to its commit",
+        "history": "past runs: verdict, time, RTO, RPO",
+        "drift": "plan, and tell monitoring",
+    },
+    "Backups and recovery": {
+        "rebuild": "the lost machine again, on a blank one",
+        "backup": "take backups now, remove old ones",
+        "drill": "restore a backup beside the living database",
+        "bundle": "what a rebuild needs, sealed, off the box",
+        "dns": "which machine the public name leads to",
+        "runbook": "the rebuild as commands, and past rehearsals",
+    },
+    "Rehearsals": {
+        "rehearse": "build, lose and rebuild a machine; RTO, RPO",
+        "prove": "who reaches what, from each side",
+        "lab": "disposable machines",
+        "test": "the project's own tests",
+    },
+    "Setting up": {
+        "doctor": "what this controller lacks",
+        "config": "check the settings and print them",
+        "secrets": "make, set, renew secrets; never shows one",
+        "artifacts": "files that Debian does not package",
+        "image": "a disk image: Debian 13 without an installer",
+        "adopt": "enrol a machine: pin host key and identity",
+        "vpn": "let a device in, take it off the list",
+        "components": "the components, in converge order",
+        "argocd": "ArgoCD's part of the deploy repository",
+        "workload": "the reference service's image",
+    },
+}
+
 
 class _Rooms(click.Group):
     """Loads a room's commands only when they are asked for: `minipc plan` needs no lab."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *_LAZY])
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, commands in _OVERVIEW.items():
+            with formatter.section(heading):
+                formatter.write_dl(list(commands.items()))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _LAZY:
@@ -106,7 +153,10 @@ def plan(names: tuple[str, ...], environment: Any, alias: str | None) -> None:
 @click.argument("names", nargs=-1, metavar="[COMPONENT]…")
 @_environment_option
 def apply(names: tuple[str, ...], environment: Any, alias: str | None) -> None:
-    """Converge everything, or the named components: the same pyinfra command as in README, with timing and a record."""
+    """Converge everything, or the named components, then verify: with timing, a record and a report.
+
+    The pyinfra command is the one in README, with -y: it does not ask. Look first with `minipc plan`.
+    """
     from playbooks.apply import apply as run
 
     sys.exit(run(environment, names, alias))
@@ -132,7 +182,13 @@ def verify(names: tuple[str, ...], smoke: bool, environment: Any, alias: str | N
     show_default=True,
     help="Whose group_data to try, with generated secrets.",
 )
-@click.option("--backend", type=click.Choice(["nspawn", "qemu"]), default="nspawn", show_default=True)
+@click.option(
+    "--backend",
+    type=click.Choice(["nspawn", "qemu"]),
+    default="nspawn",
+    show_default=True,
+    help="qemu: with a kernel of its own; a short rehearsal, without the loss, where it must be emulated.",
+)
 @click.option("--zone", is_flag=True, help="Also cut over DNS, in a public zone of the lab's own.")
 @click.option("--keep", is_flag=True, help="Leave the machine up and say how to reach it.")
 @click.option("--name", default="rehearsal", show_default=True, help="Name of the disposable machine.")
@@ -159,7 +215,11 @@ def rehearse(
     faults: tuple[str, ...],
     list_faults: bool,
 ) -> None:
-    """A blank disposable machine becomes the mini PC, is verified, timed, and thrown away."""
+    """Build a disposable machine, use it, lose it, and rebuild it from the off-site copy alone; then throw it away.
+
+    Everything is verified and timed: RTO, from the loss until the service answers, and RPO, how far back the last write
+    is that came back. Leaves a record and a report.
+    """
     from minipc.records import exit_code
     from playbooks.faults import FAULTS, rehearse_faults
     from playbooks.gitops import runs_in_k3s
@@ -255,7 +315,9 @@ def drill(repo: int | None, fetch: bool, environment: Any, alias: str | None) ->
     "--fingerprint", required=True, help="SHA256:… of the new machine's SSH host key, read on its own screen."
 )
 @click.option("--strict", is_flag=True, help="Exit 4 when anything was NOT EXERCISED.")
-@click.option("--inventory", "environment", type=click.Choice(["production", "lab"]), default="production")
+@click.option(
+    "--inventory", "environment", type=click.Choice(["production", "lab"]), default="production", show_default=True
+)
 @click.option(
     "--replace-database",
     metavar="IDENTIFIER",
@@ -304,7 +366,9 @@ def separation(short: bool, environment: Any, alias: str | None) -> None:
 @cli.command()
 @click.argument("alias", metavar="HOST")
 @click.option("--fingerprint", required=True, help="SHA256:… of its SSH host key, read on its own screen.")
-@click.option("--inventory", "environment", type=click.Choice(["production", "lab"]), default="production")
+@click.option(
+    "--inventory", "environment", type=click.Choice(["production", "lab"]), default="production", show_default=True
+)
 def adopt(alias: str, fingerprint: str, environment: Any) -> None:
     """Enrol a machine that is blank or already ours: pin its host key and give it an identity."""
     from minipc.inventory import the_target
@@ -323,7 +387,7 @@ def adopt(alias: str, fingerprint: str, environment: Any) -> None:
 @cli.command()
 @click.argument("group", type=click.Choice(["lab", "production"]), default="production")
 def config(group: Any) -> None:
-    """Check the configuration of a group and print it."""
+    """Check the configuration of a group, `production` unless told, and print it: all settings of each machine."""
     from rich import print_json
 
     from minipc.inventory import targets

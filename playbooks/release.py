@@ -1,5 +1,7 @@
 """Releases: what would change, the sync that does it, the smoke that judges it, and the way back.
 
+Not the component `release`, which writes down what a converge left on the machine (docs/reference/release.md).
+
     minipc release status      desired and deployed state, what is pending, what drifted
     minipc release sync        shows what would change, asks, syncs, waits for the smoke job, gives the verdict
     minipc release rollback    an earlier desired state becomes the newest commit, and is synced

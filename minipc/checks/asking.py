@@ -11,10 +11,11 @@ from typing import Literal
 
 from minipc.checks.schema import Check
 from minipc.config import Settings
+from minipc.ports import MONITORING
 
 Source = Literal["prometheus", "machine", "outside"]
 
-PROMETHEUS = "http://127.0.0.1:9090"
+PROMETHEUS = f"http://127.0.0.1:{MONITORING['prometheus']}"
 PATIENCE_S = 5
 
 

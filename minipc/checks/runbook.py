@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from minipc.checks.rules import CHAPTER, NO_DATA, ComponentAlert, Recording, parse
 from minipc.checks.schema import Check, Checks
-from minipc.checks.verdict import LAYERS
+from minipc.checks.verdict import LAYERS, what_next
 from minipc.paths import ROOT
 
 FILE = ROOT / CHAPTER
@@ -22,7 +22,9 @@ Rendered from `playbooks/checks.yaml` and the components' rules by `python -m mi
 1. `minipc status`: the questions below, in this order, answered on one screen; also when Prometheus is down.
 2. `minipc triage`: asks the machine itself, walks from the door to the data, and ends with one sentence: where it is
    broken, the evidence, the next command. What another fault explains is not blamed, and its alert is silent.
-3. The section of what it names, below.
+3. The section of what it names, below. What is in capitals there stands for the thing that fails. `minipc` runs on the
+   controller, everything else on the machine; where the service is the lab's stand-in, its processes are
+   [units](reference/workload.md#as-the-labs-stand-in), not pods.
 
 The way it walks: {walk}.
 
@@ -67,7 +69,7 @@ def _question(check: Check) -> str:
         f"**{check.question}** {check.priority}, {check.layer}. {check.meaning}",
         "",
         f"- Alert: {alert}. Bad when: `{check.bad_when}`{f' for {check.lasting}' if check.lasting != '0s' else ''}.",
-        f"- Next: {check.next.replace('{each}', 'NAME')}",
+        f"- Next: {what_next(check)}",
     ]
     if check.explained_by:
         lines.append(f"- Explained by: {', '.join(f'[{name}](#{name})' for name in check.explained_by)}.")

@@ -102,6 +102,12 @@ class Check(Strict):
         return self.id
 
     @property
+    def placeholder(self) -> str:
+        """Stands for the thing that fails where nothing has."""
+        name = (self.each or "name").upper()
+        return f"/{name}" if self.each in ("path", "mountpoint") else name
+
+    @property
     def operator(self) -> str:
         """The comparison of `bad_when`."""
         return self.bad_when.split()[0]

@@ -70,7 +70,7 @@ def _blame(answer: Answer) -> str:
 
 def what_next(check: Check, bad: Sequence[Reading] = ()) -> str:
     """The next step, with the name of what fails."""
-    return check.next.replace("{each}", bad[0].name if bad else "NAME")
+    return check.next.replace("{each}", bad[0].name if bad else check.placeholder)
 
 
 def shown(check: Check, reading: Reading) -> str:

@@ -310,7 +310,7 @@ class EdgeSettings(Strict):
     acme_url: TrustedUrl | None
     acme_root: Annotated[str, Field(pattern=r"^-----BEGIN CERTIFICATE-----\n")] | None
     acme_email: str | None
-    upstream: Annotated[str, Field(pattern=r"^[0-9.]+:\d+$")]
+    upstream: Annotated[str, Field(pattern=r"^[0-9.]+:\d+$")] | None
     http3: bool
     hsts_days: Annotated[int, Field(ge=0, le=3650)]
     max_body_mb: Annotated[int, Field(ge=1, le=1024)]
@@ -453,7 +453,6 @@ class GrafanaSettings(Strict):
 
     address: Address
     port: Port
-    prometheus_port: Port
     memory_mb: Annotated[int, Field(ge=128)]
 
 

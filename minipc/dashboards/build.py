@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from minipc.checks import Check, Checks
+from minipc.checks.verdict import what_next
 from minipc.dashboards.schema import Dashboard
 from minipc.logs.queries import REQUEST_ID, SavedQuery
 
@@ -63,7 +64,7 @@ def rendered(dashboard: Dashboard) -> bytes:
 def _row(check: Check, number: int, sla: str) -> list[dict[str, Any]]:
     y = number * (HEIGHT + 1)
     first = number * 10 + 1
-    told = f"**{check.priority}, {sla}.** {check.meaning}\n\nNext: {check.next}"
+    told = f"**{check.priority}, {sla}.** {check.meaning}\n\nNext: {what_next(check)}"
     text = {
         "id": first + 1,
         "type": "text",

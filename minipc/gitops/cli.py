@@ -35,7 +35,10 @@ _yes_option = click.option("--yes", is_flag=True, help="Don't ask. What would ch
 
 @click.group()
 def release() -> None:
-    """What should run, what runs, and the step between: desired state is in the deploy repository."""
+    """What should run of the service, what runs, and the step between: desired state is in the deploy repository.
+
+    Not the component `release` (docs/reference/release.md): that is converged by `minipc apply`.
+    """
 
 
 @release.command()

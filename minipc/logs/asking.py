@@ -1,4 +1,4 @@
-"""Asks a machine's Loki, else its journal and the door's access log."""
+"""Asks a machine's Loki, else its journal, the door's access log, and in K3s the files of the service's pods."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from minipc.errors import ConfigError, CouldNotVerifyError
@@ -14,9 +15,12 @@ from minipc.logs.entries import Entry
 from minipc.remote import on
 
 ACCESS_LOG = "/var/log/caddy/access.log"
+PODS = "/var/log/pods"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SERVICE = re.compile(r"[A-Za-z0-9_.:@/-]{1,64}")
-# The service's own names, and the units that they log from.
+# TIME STREAM F|P MESSAGE, as the container runtime writes it.
+_POD_LINE = re.compile(r"(\S+) (?:stdout|stderr) [FP] (.*)")
+# The service's own names, and the units that the lab's stand-in logs from; in K3s they are pods.
 _UNITS = {"api": "workload-api", "migrate": "workload-migrate"} | {
     worker: f"workload-worker@{worker}" for worker in ("ingest", "forecast", "push")
 }
@@ -65,7 +69,7 @@ class Answer:
     """What was found.
 
     Attributes:
-        source: "Loki" or "the journal".
+        source: "Loki" or "the journal", which stands for the other files, too.
         why_not_loki: why Loki was not the source; empty when it was.
         numbers: of a query that counts: labels and value, instead of lines.
     """
@@ -77,7 +81,7 @@ class Answer:
 
 
 def ask(target: Target, question: Question) -> Answer:
-    """Loki's answer; the journal's where Loki is not there, or has nothing (yet) of a request.
+    """Loki's answer; that of journal and files where Loki is not there, or has nothing (yet) of a request.
 
     Raises:
         CouldNotVerifyError: the machine can't be reached; or only Loki could answer, and it is not there.
@@ -142,6 +146,9 @@ def _ask_journal(target: Target, question: Question) -> list[Entry]:
     journal = f"journalctl {shlex.join(options)} --output-fields=MESSAGE,PRIORITY,_SYSTEMD_UNIT,_TRANSPORT"
     access = f"cat {ACCESS_LOG} 2>/dev/null"
     parts = {"edge": [access], None: [journal, access]}.get(question.service, [journal])
+    if target.settings.workload.runtime == "k3s" and question.service in (None, *_UNITS):
+        pods = _pods(question)
+        parts = [pods] if question.service else [*parts, pods]
     # What is looked for travels through stdin: it is not in the machine's process list.
     if wanted:
         parts = [f'{part} | grep -F -- "$wanted"' for part in parts]
@@ -157,8 +164,33 @@ def _ask_journal(target: Target, question: Question) -> list[Entry]:
     return kept[-question.limit :]
 
 
+def _pods(question: Question) -> str:
+    """Prints the logs of the service's pods, also of those that ended: their files, which need no cluster that runs."""
+    files = f"{PODS}/workload_{question.service or '*'}-*/*/*.log"
+    # In the machine's own time zone, as the container runtime writes it.
+    since = f"@{question.after_ns // 10**9}" if question.after_ns else f"-{question.since_s} seconds"
+    young = f"awk -v since=\"$(date --date={shlex.quote(since)} +%FT%T)\" '$1 >= since'"
+    return f"cat {files} 2>/dev/null | {young} | sort"
+
+
+def _from_pod(at: str, text: str) -> Entry | None:
+    """A line of a pod's log, with the labels it would have in Loki."""
+    moment = re.fullmatch(r"(.+?)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", at)
+    if not moment:
+        return None
+    try:
+        seconds = int(datetime.fromisoformat(moment[1] + moment[3]).timestamp())
+    except ValueError:
+        return None
+    at_ns = seconds * 10**9 + int((moment[2] or "").ljust(9, "0"))
+    said = _said(text)
+    return Entry(at_ns, str(said.get("service") or "workload"), _level(str(said.get("level") or "info")), text)
+
+
 def _from_journal(line: str) -> Entry | None:
-    """A line of `journalctl -o json`, or of the access log."""
+    """A line of `journalctl -o json`, of the access log, or of a pod's log."""
+    if pod := _POD_LINE.fullmatch(line):
+        return _from_pod(pod[1], pod[2])
     try:
         fields: dict[str, Any] = json.loads(line)
     except (ValueError, RecursionError):

@@ -7,6 +7,7 @@ import pytest
 from minipc.config import load, parse
 from minipc.config.load import group_data
 from minipc.errors import ConfigError
+from minipc.ports import MONITORING
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJaZ0b2Yt7mJcRrHq3sQx3u2Tn0f7cVg5rJ1WwqkXo2b you@laptop"
 WORKLOAD = {"name": "workload", "owner": "workload"}
@@ -259,6 +260,12 @@ def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "all.py").write_text("x = = 1")
     with pytest.raises(ConfigError, match=r"all\.py can't be read"):
         group_data("lab", tmp_path)
+
+
+def test_values_that_are_written_twice_agree(values):
+    assert values["argocd_port"] in values["firewall_operator_tcp"]
+    assert values["vpn_services"].items() <= MONITORING.items()
+    assert values["postgres_port"] != values["backups_drill_port"]
 
 
 def test_every_key_says_whether_it_is_required(values):

@@ -285,3 +285,11 @@ def test_nothing_outside_the_repository_is_mentioned():
         text = path.read_text(errors="replace")
         for name in outside:
             assert name not in text, f"{path.relative_to(ROOT)} mentions {name}"
+
+
+def test_every_module_of_the_playbooks_is_in_their_table():
+    import playbooks
+
+    modules = {path.stem for path in (ROOT / "playbooks").glob("*.py")} - {"__init__"}
+    told = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", playbooks.__doc__ or "", re.M)
+    assert {name for names in told for name in re.findall(r"`(\w+)`", names)} == modules

@@ -17,6 +17,7 @@ def all_else_is_well(monkeypatch):
     for check in ("_programs", "_disk"):
         monkeypatch.setattr(doctor, check, lambda: doctor.Finding("x", "everything"))
     monkeypatch.setattr(doctor, "_lab", lambda install: doctor.Finding("lab", "rehearse"))
+    monkeypatch.setattr(doctor, "_not_in_the_cache", list)
 
 
 @pytest.fixture
@@ -68,6 +69,33 @@ def test_another_prerequisite_is_not_forgiven(all_else_is_well, keys, inventory,
     keys(EXAMPLE)
     inventory()
     monkeypatch.setattr(doctor, "_disk", lambda: doctor.Finding("disk", "the lab", "1 GB free"))
+    assert doctor.examine(install=False) == EXIT_FAIL
+
+
+def test_artifacts_that_are_missing_are_named_and_no_failure(all_else_is_well, keys, inventory, monkeypatch, capsys):
+    keys(EXAMPLE)
+    inventory()
+    monkeypatch.setattr(doctor, "_not_in_the_cache", lambda: ["argocd-manifest", "loki"])
+    assert doctor.examine(install=False) == EXIT_PASS
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "artifacts" in line]
+    assert line.startswith("○")
+    assert "argocd-manifest, loki" in line
+
+
+def test_what_is_missing_is_looked_up_in_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINIPC_CACHE_DIR", str(tmp_path))
+    assert {"k3s", "k3s-images", "argocd-manifest", "argocd-images", "workload-image"} <= set(
+        doctor._not_in_the_cache()
+    )
+
+
+def test_a_broken_list_of_artifacts_is_a_failure(all_else_is_well, keys, inventory, monkeypatch):
+    def broken():
+        raise ConfigError("artifacts.toml can't be read")
+
+    keys(EXAMPLE)
+    inventory()
+    monkeypatch.setattr(doctor, "_not_in_the_cache", broken)
     assert doctor.examine(install=False) == EXIT_FAIL
 
 

@@ -210,7 +210,7 @@ def test_settings_are_those_of_the_machine(workload, environment):
     values = group_data(environment)
     (port,) = one(workload, "Service", "api")["spec"]["ports"]
     assert port["nodePort"] == values["workload_port"]
-    assert values["edge_upstream"] == f"127.0.0.1:{port['nodePort']}"
+    assert values["edge_upstream"] is None, "the door follows workload_port"
     for name, worker_port in values["workload_metrics_ports"].items():
         (container,) = templates(workload)[name]["spec"]["containers"]
         assert container["ports"][0]["containerPort"] == worker_port

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -25,6 +27,17 @@ class Machine:
 
         class syslog_ng:  # noqa: N801
             loki_url = None
+
+        class workload:  # noqa: N801
+            runtime = "stand-in"
+
+
+class Cluster(Machine):
+    """One where the service runs in K3s."""
+
+    class settings(Machine.settings):  # noqa: N801
+        class workload:  # noqa: N801
+            runtime = "k3s"
 
 
 @pytest.fixture
@@ -115,6 +128,47 @@ def test_workers_are_asked_by_their_units(shell):
     asked = shell(journal="")
     ask(Machine, Question(service="push", since_s=60))
     assert "-u workload-worker@push" in asked[1][0]
+
+
+def test_in_k3s_the_files_of_the_pods_are_read(monkeypatch, tmp_path):
+    """Also of a container that ended, and when the cluster doesn't run: no kubectl is asked."""
+    now = datetime.now().astimezone()
+    old = now - timedelta(hours=2)
+    logs = {
+        "workload_api-7d9-x_1/workload/0.log": [
+            f"{old.isoformat()} stdout F too old",
+            f"{now.isoformat()} stderr F died",
+        ],
+        "workload_api-7d9-x_1/workload/1.log": [
+            now.isoformat() + ' stdout F {"level": "ERROR", "service": "api", "message": "request failed"}',
+            "not a line of a container",
+        ],
+        "workload_push-5c1-y_2/workload/0.log": [f'{now.isoformat()} stdout F {{"level": "WARN", "service": "push"}}'],
+        "argocd_api-1_3/server/0.log": [f"{now.isoformat()} stdout F of somebody else"],
+    }
+    for name, lines in logs.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+
+    def on(target, command, stdin="", timeout_s=60):
+        if command.startswith("curl"):
+            return "curl: (7) Failed to connect\n000"
+        script = command.replace("journalctl", "false")
+        return subprocess.run(["sh", "-c", script], input=stdin, capture_output=True, text=True, check=True).stdout
+
+    monkeypatch.setattr(asking, "on", on)
+    monkeypatch.setattr(asking, "PODS", str(tmp_path))
+
+    def told(**question):
+        return [(entry.service, entry.level) for entry in ask(Cluster, Question(**question)).entries]
+
+    assert sorted(told(service="api")) == [("api", "error"), ("workload", "info")]
+    assert told(service="api", level="error") == [("api", "error")]
+    assert told(service="push", text="WARN") == [("push", "warn")]
+    assert len(told()) == 3
+    assert told(service="ssh") == []
+    (entry,) = ask(Cluster, Question(service="push")).entries
+    assert entry.at_ns == pytest.approx(now.timestamp() * 1e9, abs=1e3)
 
 
 @pytest.mark.parametrize(

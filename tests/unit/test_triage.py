@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 
 import pytest
@@ -19,7 +20,7 @@ from minipc.checks.asking import (
     script_for_machine,
     script_for_prometheus,
 )
-from minipc.checks.verdict import judge, shown, worst
+from minipc.checks.verdict import judge, shown, what_next, worst
 from minipc.config import load as load_config
 
 CHECKS = load()
@@ -198,6 +199,31 @@ def test_the_chapter_in_the_runbook_is_the_one_that_is_rendered():
     from minipc.checks.runbook import FILE, render
 
     assert FILE.read_text() == render(CHECKS, rendered_rules()), "run: python -m minipc.checks"
+
+
+def test_what_is_next_for_the_service_can_be_done_wherever_it_runs():
+    """In production its processes are pods, in the lab units: `minipc logs` knows both."""
+    from minipc.checks.components import rendered_rules
+    from minipc.checks.rules import ComponentAlert, parse
+    from tests.unit.test_docs import commands, complaint
+
+    texts = [what_next(check) for check in CHECKS.checks]
+    for name, text in rendered_rules().items():
+        rules = [rule for group in parse(name, text).groups for rule in group.rules]
+        texts += [rule.annotations.next for rule in rules if isinstance(rule, ComponentAlert)]
+    asked = [found for text in texts for found in re.findall(r"minipc logs [^:;]+", text)]
+    assert len(asked) > 10
+    for command in asked:
+        for words in commands(command):
+            assert complaint(words) == "", command
+    for text in texts:
+        assert not re.search(r"workload-(api|worker)|30080", text), text
+
+
+def test_what_stands_for_the_thing_that_fails_looks_like_it():
+    assert "minipc logs /PATH --service api" in what_next(CHECKS.named("screens"))
+    assert "--service WORKER" in what_next(CHECKS.named("heartbeats"))
+    assert "--service push" in what_next(CHECKS.named("heartbeats"), [Reading("push", 999)])
 
 
 def test_every_alert_has_its_section_in_the_runbook():
