@@ -12,7 +12,8 @@ from minipc.guards import config
 from minipc.operations import Absent, File, arm, confirm, install, place, unit
 
 RULES = "/etc/minipc/firewall.nft"
-UNDO = f"if [ -e {RULES} ]; then nft -f {RULES}; else nft delete table inet minipc; fi"
+# The unit's own file may be among what was put back.
+UNDO = f"systemctl daemon-reload; if [ -e {RULES} ]; then nft -f {RULES}; else nft delete table inet minipc; fi"
 
 
 @deploy("firewall")
@@ -35,13 +36,16 @@ def firewall() -> None:
 
     # configure
     place(
+        name="leave Debian's own unit out",
+        component="firewall",
+        # It flushes everybody's rules when it stops; ours takes its place.
+        entries=[Absent("/etc/systemd/system/sysinit.target.wants/nftables.service")],
+    )
+    service = place(
         name="configure the unit",
         component="firewall",
-        entries=[
-            File("minipc-firewall.service", "/etc/systemd/system/minipc-firewall.service"),
-            # Debian's own unit flushes everybody's rules when it stops; ours takes its place.
-            Absent("/etc/systemd/system/sysinit.target.wants/nftables.service"),
-        ],
+        entries=[File("minipc-firewall.service", "/etc/systemd/system/minipc-firewall.service")],
+        change="firewall",
     )
     place(
         name="configure the way in from the console",
@@ -62,7 +66,8 @@ def firewall() -> None:
 
     # activate
     arm(name="arm the automatic revert", change="firewall", undo=UNDO)
-    unit(name="apply the rules", unit="minipc-firewall.service", reload_on=[rules])
+    # A restart opens nothing: the unit stops without a command, and its start replaces the rules in one transaction.
+    unit(name="apply the rules", unit="minipc-firewall.service", restart_on=[service], reload_on=[rules])
     confirm(
         name="confirm over a new connection",
         change="firewall",
