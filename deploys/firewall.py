@@ -8,7 +8,8 @@ from ipaddress import ip_network
 from pyinfra import host
 from pyinfra.api import deploy
 
-from minipc.guards import config
+from minipc.deploy_repository import literal_address
+from minipc.guards import config, offsite_address
 from minipc.operations import Absent, File, arm, confirm, install, place, unit
 
 RULES = "/etc/minipc/firewall.nft"
@@ -27,9 +28,11 @@ def firewall() -> None:
         "outer": list(dict.fromkeys(settings.firewall.public_interfaces + settings.firewall.operator_interfaces)),
         "service_address": settings.host.service_address,
         "data_ports": [settings.postgres.port, settings.redis.port],
+        "repository": literal_address(settings.argocd.repository, offsite_address(), settings.offsite.sftp_port),
+        **_by_family("near", settings.firewall.operator_networks),
     }
-    networks = _by_family(settings.firewall.operator_networks)
-    beside_the_vpn = networks if settings.firewall.operator_access == "networks" else _by_family([])
+    networks = _by_family("operator", settings.firewall.operator_networks)
+    beside_the_vpn = networks if settings.firewall.operator_access == "networks" else _by_family("operator", [])
 
     # install
     install(name="install packages", packages=["nftables"])
@@ -77,9 +80,9 @@ def firewall() -> None:
     )
 
 
-def _by_family(networks: list[str]) -> dict[str, list[str]]:
+def _by_family(name: str, networks: list[str]) -> dict[str, list[str]]:
     return {
-        f"operator_ipv{version}": [network for network in networks if ip_network(network).version == version]
+        f"{name}_ipv{version}": [network for network in networks if ip_network(network).version == version]
         for version in (4, 6)
     }
 
