@@ -63,6 +63,13 @@ def test_a_request_is_found_from_the_door_to_the_service(edge, loki, settings):
     assert all(json.loads(line.text) for line in lines)
 
 
+def test_a_client_does_not_choose_what_its_request_is_found_by(edge, loki):
+    forged = f"forged-{random.token_hex(6)}"
+    known = edge.get(f"/metrics?{forged}", "--header", f"X-Request-ID: {forged}").headers["x-request-id"]
+    assert found(loki, f'{{service="edge"}} | request_id="{known}"'), "the request itself did not arrive"
+    assert loki.find(f'{{service=~".+"}} | request_id="{forged}"') == []
+
+
 def test_labels_have_few_values(loki):
     code, answer = loki.request("/loki/api/v1/label/level/values")
     assert code == 200
