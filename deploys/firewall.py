@@ -8,11 +8,13 @@ from ipaddress import ip_network
 from pyinfra import host
 from pyinfra.api import deploy
 
-from minipc.deploying import config
+from minipc.deploy_repository import literal_address
+from minipc.deploying import config, offsite_address
 from minipc.operations import Absent, File, arm, confirm, install, place, unit
 
 RULES = "/etc/minipc/firewall.nft"
-UNDO = f"if [ -e {RULES} ]; then nft -f {RULES}; else nft delete table inet minipc; fi"
+# The unit's own file may be among what was put back.
+UNDO = f"systemctl daemon-reload; if [ -e {RULES} ]; then nft -f {RULES}; else nft delete table inet minipc; fi"
 
 
 @deploy("firewall")
@@ -26,22 +28,27 @@ def firewall() -> None:
         "outer": list(dict.fromkeys(settings.firewall.public_interfaces + settings.firewall.operator_interfaces)),
         "service_address": settings.host.service_address,
         "data_ports": [settings.postgres.port, settings.redis.port],
+        "repository": literal_address(settings.argocd.repository, offsite_address(), settings.offsite.sftp_port),
+        **_by_family("near", settings.firewall.operator_networks),
     }
-    networks = _by_family(settings.firewall.operator_networks)
-    beside_the_vpn = networks if settings.firewall.operator_access == "networks" else _by_family([])
+    networks = _by_family("operator", settings.firewall.operator_networks)
+    beside_the_vpn = networks if settings.firewall.operator_access == "networks" else _by_family("operator", [])
 
     # install
     install(name="install packages", packages=["nftables"])
 
     # configure
     place(
+        name="leave Debian's own unit out",
+        component="firewall",
+        # It flushes everybody's rules when it stops; ours takes its place.
+        entries=[Absent("/etc/systemd/system/sysinit.target.wants/nftables.service")],
+    )
+    service = place(
         name="configure the unit",
         component="firewall",
-        entries=[
-            File("minipc-firewall.service", "/etc/systemd/system/minipc-firewall.service"),
-            # Debian's own unit flushes everybody's rules when it stops; ours takes its place.
-            Absent("/etc/systemd/system/sysinit.target.wants/nftables.service"),
-        ],
+        entries=[File("minipc-firewall.service", "/etc/systemd/system/minipc-firewall.service")],
+        change="firewall",
     )
     place(
         name="configure the way in from the console",
@@ -62,7 +69,8 @@ def firewall() -> None:
 
     # activate
     arm(name="arm the automatic revert", change="firewall", undo=UNDO)
-    unit(name="apply the rules", unit="minipc-firewall.service", reload_on=[rules])
+    # A restart opens nothing: the unit stops without a command, and its start replaces the rules in one transaction.
+    unit(name="apply the rules", unit="minipc-firewall.service", restart_on=[service], reload_on=[rules])
     confirm(
         name="confirm over a new connection",
         change="firewall",
@@ -72,9 +80,9 @@ def firewall() -> None:
     )
 
 
-def _by_family(networks: list[str]) -> dict[str, list[str]]:
+def _by_family(name: str, networks: list[str]) -> dict[str, list[str]]:
     return {
-        f"operator_ipv{version}": [network for network in networks if ip_network(network).version == version]
+        f"{name}_ipv{version}": [network for network in networks if ip_network(network).version == version]
         for version in (4, 6)
     }
 

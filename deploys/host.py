@@ -102,6 +102,14 @@ def host() -> None:
         component="host",
         entries=[File("chrony.conf", "/etc/chrony/conf.d/60-minipc.conf")],
     )
+
+    # activate
+    unit(name="restart the journal", unit="systemd-journald.service", restart_on=[journal])
+    unit(name="apply kernel settings", unit="systemd-sysctl.service", restart_on=[kernel])
+    unit(name="bring up the service address", unit="minipc-service-address.service", restart_on=[address])
+    unit(name="keep time", unit="chrony.service", restart_on=[time])
+    unit(name="take back unconfirmed changes at boot", unit="minipc-revert-boot.service")
+    # The last thing that is configured: keys and sudo's rules take effect at once, not with the reload.
     ssh = place(
         name="configure SSH and who may log in",
         component="host",
@@ -121,13 +129,6 @@ def host() -> None:
         values={"host": settings.host, "firewall": settings.firewall, "vpn": settings.vpn},
         change="sshd",
     )
-
-    # activate
-    unit(name="restart the journal", unit="systemd-journald.service", restart_on=[journal])
-    unit(name="apply kernel settings", unit="systemd-sysctl.service", restart_on=[kernel])
-    unit(name="bring up the service address", unit="minipc-service-address.service", restart_on=[address])
-    unit(name="keep time", unit="chrony.service", restart_on=[time])
-    unit(name="take back unconfirmed changes at boot", unit="minipc-revert-boot.service")
     arm(name="arm the automatic revert", change="sshd", undo="systemctl reload ssh")
     unit(name="reload SSH", unit="ssh.service", reload_on=[ssh])
     confirm(name="confirm over a new connection", change="sshd", within_s=settings.host.confirm_within_s)

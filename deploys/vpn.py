@@ -16,7 +16,11 @@ from minipc.secrets.catalogue import VPN_KEY
 SYSTEMD = "/etc/systemd/system"
 ETC = "/etc/minipc/vpn"
 CONF = f"{ETC}/wg0.conf"
-UNDO = f"if [ -e {CONF} ]; then systemctl restart minipc-vpn; else systemctl stop minipc-vpn; fi"
+# The unit's own file may be among what was put back. Where there was none before, the old one still has to stop it.
+UNDO = (
+    f"if [ -e {CONF} ]; then systemctl daemon-reload; systemctl restart minipc-vpn; "
+    "else systemctl stop minipc-vpn; systemctl daemon-reload; fi"
+)
 
 
 @deploy("vpn")
@@ -37,6 +41,7 @@ def vpn() -> None:
         component="vpn",
         entries=[File("minipc-vpn.service.j2", f"{SYSTEMD}/minipc-vpn.service")],
         values={"in_kernel": in_kernel},
+        change="vpn",
     )
     device = place(
         name="configure the tunnel",

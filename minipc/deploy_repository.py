@@ -12,7 +12,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -50,6 +52,24 @@ class Remote:
 def hosted_url(address: str, port: int) -> str:
     """Where ArgoCD reads the repository on the off-site machine."""
     return f"ssh://{ACCOUNT}@{bracketed(address)}:{port}/deploy.git"
+
+
+def literal_address(repository: str | None, offsite: str | None, port: int) -> list[tuple[int, str, int]]:
+    """IP version, address and port of the deploy repository, as firewall rules need them; none for a name.
+
+    Args:
+        repository: its address where it is elsewhere; None: the off-site machine has it.
+        offsite: address of that one.
+        port: of its SFTP server.
+    """
+    host = offsite
+    if repository:
+        parts = urlsplit(repository)
+        host, port = parts.hostname, parts.port or 22
+    try:
+        return [(ip_address(host or "").version, host or "", port)]
+    except ValueError:
+        return []
 
 
 def operator_remote(offsite: Target) -> Remote:

@@ -18,17 +18,17 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError
 from pyinfra import context, logger
-from pyinfra.api import FileUploadCommand, OperationError, StringCommand, operation
+from pyinfra.api import FileUploadCommand, FunctionCommand, OperationError, StringCommand, operation
 from pyinfra.api.operation import OperationMeta
 
 from minipc.errors import ConfigError
 from minipc.facts.files import FileContents, FileState, FileStates
 from minipc.facts.memory import announce, announced
 from minipc.halt import stop
+from minipc.operations.revert import REVERT, clock_starts
 from minipc.paths import ROOT
 
 STAGE = "/var/lib/minipc/stage"
-REVERT = "/usr/local/lib/minipc/revert"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def place(
 
     Args:
         change: name of a change that has to be confirmed (`minipc.operations.revert`): the files that are replaced are
-            remembered first.
+            remembered first, and the clock starts.
 
     A template that uses an undefined variable, or can't be rendered, ends the run before anything is changed.
     """
@@ -166,7 +166,7 @@ def digest(entries: Iterable[Entry]) -> str:
 @operation()
 def entries_present(
     entries: Sequence[Entry], change: str = ""
-) -> Generator[StringCommand | FileUploadCommand, None, None]:
+) -> Generator[StringCommand | FileUploadCommand | FunctionCommand, None, None]:
     """Compares all entries in one fact, then uploads and installs what differs, atomically, file by file."""
     host = context.host
     states: dict[str, FileState] = host.get_fact(FileStates, paths=announced(host, FileStates))
@@ -184,6 +184,8 @@ def entries_present(
         # The stage is root's alone, so that the upload itself is never readable by others.
         yield StringCommand(f"install -d -m 700 {STAGE} {stage}")
         yield FileUploadCommand(io.BytesIO(_pack(files)), f"{stage}/files.tar")
+    if change and _replaced(changed):
+        yield clock_starts(change)
     yield StringCommand("sh", "-c", shlex.quote(_install_script(changed, stage, change)))
 
 
@@ -268,9 +270,13 @@ def _install_script(changed: Sequence[Entry], stage: str, change: str = "") -> s
         ]
         # The content reaches the disk before its name does: a power cut leaves the old file or the new one.
         checks.append(f"sync -- {' '.join(candidates)}")
-    replaced = [shlex.quote(entry.path) for entry in changed if not isinstance(entry, Directory)]
+    replaced = _replaced(changed)
     keep = [f"{REVERT} keep {change} {' '.join(replaced)}"] if change and replaced else []
     return "\n".join([*head, *prepare, *checks, *keep, *renames])
+
+
+def _replaced(changed: Sequence[Entry]) -> list[str]:
+    return [shlex.quote(entry.path) for entry in changed if not isinstance(entry, Directory)]
 
 
 def _show_diff(changed: Sequence[Entry], states: Mapping[str, FileState]) -> None:

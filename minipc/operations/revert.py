@@ -1,8 +1,8 @@
 """A change that could lock everybody out is taken back by the machine itself, unless we confirm it over a new
 connection (docs/concepts/two-doors.md).
 
-    place(…, change="firewall")     remembers the files as they were before it replaces them
-    arm(…, change="firewall")       starts the clock
+    place(…, change="firewall")     remembers the files as they were before it replaces them, and starts the clock
+    arm(…, change="firewall")       says how the old files take effect again; the clock begins anew
     unit(…)                         the change takes effect
     confirm(…, change="firewall")   a new connection, and the clock stops
 
@@ -36,7 +36,7 @@ _clock_runs: set[tuple[str, str]] = set()
 
 
 def arm(name: str, change: str, undo: str) -> OperationMeta:
-    """Before the change takes effect: starts the clock.
+    """Before the change takes effect: the clock begins anew, now that it is known how to take it back.
 
     Args:
         change: the same word as in `place(change=…)`.
@@ -61,7 +61,7 @@ def confirm(name: str, change: str, within_s: int, address: str | None = None) -
 def armed(change: str, undo: str) -> Generator[StringCommand | FunctionCommand, None, None]:
     """Starts the clock, when files were replaced that nobody has confirmed."""
     if _is_pending(change):
-        yield FunctionCommand(_remember, (change,), {})
+        yield clock_starts(change)
         yield StringCommand(REVERT, "arm", change, shlex.quote(undo))
 
 
@@ -71,6 +71,11 @@ def confirmed(change: str, within_s: int, address: str | None) -> Generator[Func
     # Whoever lost the connection and has it back finds nothing pending: the machine took the change back meanwhile.
     if (context.host.name, change) in _clock_runs or _is_pending(change):
         yield FunctionCommand(_connect_and_confirm, (change, within_s, address), {})
+
+
+def clock_starts(change: str) -> FunctionCommand:
+    """Remembers here that it runs there: a change that was taken back meanwhile is then not taken for confirmed."""
+    return FunctionCommand(_remember, (change,), {})
 
 
 def _remember(state: State, host: Host, change: str) -> bool:

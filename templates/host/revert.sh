@@ -1,8 +1,9 @@
 #!/bin/sh
 # Written by minipc (templates/host/revert.sh). Takes back a change that could lock everybody out, unless the controller
 # confirms it over a new connection.
-#   keep NAME PATH...   before files are replaced: remembers each as it is
-#   arm NAME UNDO       before the change takes effect: from now on the clock runs; UNDO is a shell command
+#   keep NAME PATH...   before files are replaced: remembers each as it is, and starts the clock: some (who may log in)
+#                       take effect at once
+#   arm NAME UNDO       before the change takes effect: the clock begins anew; UNDO is a shell command
 #   confirm NAME        over a new connection: the change stays
 #   undo NAME           the clock has run out: the files as they were, then UNDO
 #   boot                before services start: what was never confirmed before the machine went down is taken back
@@ -30,6 +31,7 @@ keep() {
     cat "$BOOT_ID" > "$change/boot"
     sync -f "$change"
     touch "$change/kept"
+    systemctl restart "minipc-revert@$name.timer"
 }
 
 restore() {
@@ -71,13 +73,17 @@ undo)
     rm -rf -- "$change"
     ;;
 boot)
+    restored=
     for each in "$STATE"/*/; do
         [ -e "$each/kept" ] || continue
         cmp -s "$BOOT_ID" "$each/boot" && continue
         echo "$each: never confirmed; the files are as they were before it"
         restore "${each%/}"
         rm -rf -- "$each"
+        restored=yes
     done
+    # Units were read before this one ran.
+    [ -z "$restored" ] || systemctl daemon-reload
     ;;
 *)
     echo "usage: revert keep|arm|confirm|undo|boot ..." >&2

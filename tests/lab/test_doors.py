@@ -136,15 +136,29 @@ LOCKOUTS = [
         "ports(firewall.operator_tcp) }} drop",
     ),
     ("host", "host/sshd.conf.j2", "AllowUsers {{ host.operator_user }} root", "AllowUsers nobody"),
+    (
+        "firewall",
+        "firewall/minipc-firewall.service",
+        "ExecStart=/usr/sbin/nft -f /etc/minipc/firewall.nft",
+        "ExecStart=/usr/sbin/nft flush chain inet minipc operator",
+    ),
+]
+TUNNELS = [
+    ("vpn/wg0.conf.j2", "{{ peer.public_key }}", None),  # a stranger's
+    ("vpn/minipc-vpn.service.j2", "ExecStartPost=/usr/local/lib/minipc/vpn-up", "ExecStartPost=/bin/true"),
 ]
 
 
 @pytest.mark.parametrize(
     ("component", "template", "old", "new"),
-    [pytest.param(*LOCKOUTS[0], id="firewall"), pytest.param(*LOCKOUTS[1], id="sshd", marks=pytest.mark.long)],
+    [
+        pytest.param(*LOCKOUTS[0], id="firewall"),
+        pytest.param(*LOCKOUTS[1], id="sshd", marks=pytest.mark.long),
+        pytest.param(*LOCKOUTS[2], id="unit", marks=pytest.mark.long),
+    ],
 )
 def test_who_locks_themselves_out_is_back_within_a_minute(site, broken, component, template, old, new):
-    files = f"sha256sum {RULES} /etc/ssh/sshd_config.d/10-minipc.conf"
+    files = f"sha256sum {RULES} /etc/ssh/sshd_config.d/10-minipc.conf /etc/systemd/system/minipc-firewall.service"
     before = site.console(files)
     done = site.converge(component, repository=broken(template, old, new))
     assert done.code != 0
@@ -159,13 +173,32 @@ def test_who_locks_themselves_out_is_back_within_a_minute(site, broken, componen
 
 
 @pytest.mark.long
-def test_a_broken_tunnel_is_taken_back_by_who_came_through_it(site, broken):
+@pytest.mark.parametrize(("template", "old", "new"), TUNNELS, ids=["peers", "unit"])
+def test_a_broken_tunnel_is_taken_back_by_who_came_through_it(site, broken, template, old, new):
     stranger = public_key(Secret("vpn.stranger", wireguard_private_key()))
-    repository = broken("vpn/wg0.conf.j2", "{{ peer.public_key }}", stranger)
+    repository = broken(template, old, new or stranger)
     done = site.converge("vpn", vpn=True, repository=repository)
     assert done.code != 0, done.output
     assert wait_until(lambda: site.by_vpn)
     assert site.converge("vpn", vpn=True).code == 0
+
+
+@pytest.mark.long
+def test_a_controller_that_dies_before_the_change_takes_effect_confirms_nothing(site):
+    """Who may log in takes effect when the files are replaced: the clock runs from there on."""
+    before = site.console("sha256sum /root/.ssh/authorized_keys")
+    stranger = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJaZ0b2Yt7mJcRrHq3sQx3u2Tn0f7cVg5rJ1WwqkXo2b stranger"
+    site.settings["host_operator_keys"] = [stranger]
+    try:
+        process = site.start("host")
+    finally:
+        del site.settings["host_operator_keys"]
+    assert wait_until(lambda: site.console("grep -c stranger /root/.ssh/authorized_keys || true") == "1", 60)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert wait_until(lambda: site.by_network), "nobody got in any more"
+    assert site.console("sha256sum /root/.ssh/authorized_keys") == before
+    assert site.converge().code == 0
 
 
 def test_a_controller_that_dies_confirms_nothing(site, broken):
@@ -180,9 +213,12 @@ def test_a_controller_that_dies_confirms_nothing(site, broken):
 
 
 @pytest.mark.long
-def test_a_power_cut_before_the_confirmation_takes_it_back(site, broken):
-    """The clock is gone, the new files are there: nobody knows whether they let anybody in."""
-    _, template, old, new = LOCKOUTS[0]
+@pytest.mark.parametrize("lockout", [LOCKOUTS[0], LOCKOUTS[2]], ids=["firewall", "unit"])
+def test_a_power_cut_before_the_confirmation_takes_it_back(site, broken, lockout):
+    """The clock is gone, the new files are there: nobody knows whether they let anybody in. The new unit has been read
+    before the old one is put back.
+    """
+    _, template, old, new = lockout
     process = site.start("firewall", repository=broken(template, old, new))
     armed = "test -e /var/lib/minipc/revert/firewall/undo && echo yes || true"
     assert wait_until(lambda: site.console(armed) == "yes", 60)

@@ -133,3 +133,22 @@ def test_messages_of_any_bytes_are_taken_by_a_strict_server(strict):
     assert [line for line in taken() if line.startswith("REFUSED")] == []
     check([json.loads(line) for line in taken()], mark, seed)
     assert dropped(strict) == 0
+
+
+def test_a_link_in_a_logs_place_ships_nobody_elses_file(strict):
+    """As whoever took over the owner of a log's directory would do it; the shipper itself may read every file."""
+    mark, secret = secrets.token_hex(6), secrets.token_hex(6)
+    folder, hidden = "/var/log/postgresql", f"/etc/minipc/{mark}"
+    # A line is complete when the next one begins.
+    on(strict, f"umask 077; printf '%s\\n' {secret} end > {hidden}; ln -s {hidden} {folder}/{mark}-link.log")
+    on(strict, f"printf '%s\\n' {mark} end > {folder}/{mark}-plain.log")
+
+    def taken() -> str:
+        return on(strict, f"cat {TAKEN} 2>/dev/null || true")
+
+    try:
+        assert eventually(lambda: mark in taken(), within_s=60, every_s=1), "what is no link did not arrive either"
+        on(strict, "sleep 5")
+        assert secret not in taken()
+    finally:
+        on(strict, f"rm -f {hidden} {folder}/{mark}-*.log")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from minipc import deploy_repository
-from minipc.deploy_repository import Remote, commit_tree, hosted_url, starting_point
+from minipc.deploy_repository import Remote, commit_tree, hosted_url, literal_address, starting_point
 from minipc.errors import MinipcError
 from minipc.paths import ROOT
 from minipc.workload.oci import Image
@@ -30,6 +30,22 @@ def listed(remote: Remote) -> list[str]:
 def test_addresses():
     assert hosted_url("198.51.100.1", 2222) == "ssh://git@198.51.100.1:2222/deploy.git"
     assert hosted_url("fd00::1", 2222) == "ssh://git@[fd00::1]:2222/deploy.git"
+
+
+@pytest.mark.parametrize(
+    ("repository", "offsite", "found"),
+    [
+        (None, "198.51.100.1", [(4, "198.51.100.1", 2222)]),
+        (None, "fd00::1", [(6, "fd00::1", 2222)]),
+        (None, "backup.example.org", []),
+        (None, None, []),
+        ("ssh://git@192.168.1.5/me/deploy.git", "198.51.100.1", [(4, "192.168.1.5", 22)]),
+        ("ssh://git@[fd00::5]:2200/me/deploy.git", None, [(6, "fd00::5", 2200)]),
+        ("ssh://git@example.org/me/deploy.git", None, []),
+    ],
+)
+def test_the_address_that_rules_need(repository, offsite, found):
+    assert literal_address(repository, offsite, 2222) == found
 
 
 def test_the_branch_holds_exactly_what_was_given(remote):

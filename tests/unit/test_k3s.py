@@ -92,6 +92,14 @@ def test_the_certificate_has_the_names_and_the_arguments_are_lists():
     assert all(isinstance(value, list) for key, value in configuration.items() if key.endswith("-arg"))
 
 
+def test_the_first_rule_of_the_audit_log_keeps_who_read_a_secret_and_never_what():
+    """The first rule that fits decides: what silences service accounts comes after it."""
+    policy = yaml.safe_load(rendered("k3s", "audit.yaml"))
+    first = policy["rules"][0]
+    assert first == {"level": "Metadata", "resources": [{"group": "", "resources": ["secrets"]}]}
+    assert {rule["level"] for rule in policy["rules"]} == {"None", "Metadata"}
+
+
 def test_what_the_lab_needs_is_nowhere_in_the_production_files():
     for name in ("config.yaml.j2", "kubelet.conf", "k3s.service"):
         text = (ROOT / "templates/k3s" / name).read_text()

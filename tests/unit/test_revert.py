@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
+from types import SimpleNamespace
 
 import pytest
+from pyinfra.api import FunctionCommand
 
 from minipc import ssh
-from minipc.operations import revert
+from minipc.operations import files, revert
 from minipc.operations.files import Content, Directory, _install_script
 from minipc.paths import ROOT
 
@@ -70,6 +74,21 @@ def test_what_is_not_confirmed_is_as_it_was(machine):
     assert "too late" in late.stderr
 
 
+def test_the_clock_runs_before_the_first_file_is_replaced(machine):
+    """Who may log in takes effect at once: a controller that dies before `arm` has locked everybody out."""
+    machine("keep", "x", str(machine.etc / "old"))
+    assert machine.told() == "restart minipc-revert@x.timer\n"
+    (machine.etc / "old").write_text("bad")
+    machine("undo", "x")
+    assert good(machine)
+
+
+def test_without_a_clock_no_file_is_remembered_as_replaced(machine):
+    """`keep` fails, and with it the script that would have replaced the files."""
+    (machine.etc.parent / "bin/systemctl").write_text("#!/bin/sh\nexit 1\n")
+    assert machine("keep", "x", str(machine.etc / "old"), check=False).returncode != 0
+
+
 def test_what_is_confirmed_stays(machine):
     machine.change()
     machine("arm", "x", "false")
@@ -97,7 +116,40 @@ def test_after_a_power_cut_it_is_taken_back_before_anything_starts(machine):
     machine("boot")
     assert good(machine)
     assert not (machine.etc / "undone").exists(), "services have not started yet: they will read the files"
+    assert machine.told().endswith("daemon-reload\n"), "units were read already, as nobody confirmed them"
     assert list(machine.state.iterdir()) == []
+
+
+def test_at_a_boot_with_nothing_to_take_back_units_are_not_read_again(machine):
+    machine("boot")
+    assert machine.told() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "paths"),
+    [
+        ("vpn", "vpn", {"minipc-vpn.service", "vpn-up", "CONF"}),
+        ("firewall", "firewall", {"minipc-firewall.service", "RULES"}),
+        ("host", "sshd", {"authorized_keys", "sudoers.d/operator", "10-minipc.conf"}),
+    ],
+)
+def test_whatever_decides_who_gets_in_has_to_be_confirmed(name, change, paths):
+    """Unit files, too: `place` without `change` remembers nothing, and the revert has nothing to put back."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse((ROOT / f"deploys/{name}.py").read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "place"
+    ]
+    confirmed = [each for each in calls if any(ast.unparse(word) == f"change='{change}'" for word in each.keywords)]
+    placed = " ".join(map(ast.unparse, confirmed))
+    assert [path for path in paths if path not in placed] == []
+
+
+@pytest.mark.parametrize("name", ["vpn", "firewall"])
+def test_units_that_were_put_back_are_read_again(name):
+    text = (ROOT / f"deploys/{name}.py").read_text()
+    (undo,) = re.findall(r"^UNDO = .*?^\)|^UNDO = .*?$", text, re.M | re.S)
+    assert "systemctl daemon-reload" in undo
 
 
 def test_files_are_remembered_after_the_checks_and_before_the_first_is_replaced():
@@ -136,6 +188,21 @@ def test_a_change_that_was_taken_back_meanwhile_is_not_taken_for_confirmed(monke
     monkeypatch.setattr(revert, "_is_pending", lambda change: False)
     assert len(list(revert.confirmed._inner(change="x", within_s=60, address=None))) == 1
     assert list(revert.confirmed._inner(change="y", within_s=60, address=None)) == []
+
+
+def test_one_that_was_taken_back_before_it_was_armed_is_not_either(monkeypatch):
+    """The clock starts when files are replaced; a controller that was held up arms nothing any more."""
+    told = SimpleNamespace(name="mini", get_fact=lambda *_, **__: {}, log=lambda *_: None)
+    monkeypatch.setattr(revert.context, "host", told)
+    monkeypatch.setattr(revert.context, "state", SimpleNamespace(config=SimpleNamespace(DIFF=False)))
+    monkeypatch.setattr(files, "announced", lambda *_: [])
+    steps = list(files.entries_present._inner(entries=[Content(b"x", "/etc/a")], change="x"))
+    for step in steps:
+        if isinstance(step, FunctionCommand):
+            step.function(None, told, *step.args)
+    monkeypatch.setattr(revert, "_is_pending", lambda change: False)
+    assert list(revert.armed._inner(change="x", undo="true")) == []
+    assert len(list(revert.confirmed._inner(change="x", within_s=60, address=None))) == 1
 
 
 @pytest.mark.parametrize(("codes", "confirmed"), [([0], True), ([255, 255, 0], True), ([1], False)])

@@ -10,6 +10,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 import pytest
 
@@ -257,7 +258,7 @@ def test_a_port_forwarded_to_a_pod_does_not_answer_outside(outside, operator, po
     assert dropped() - before >= len(tries), "the packets did not come as far as the forward chain: nothing was proven"
 
 
-def test_a_pod_reaches_the_database_and_the_cache_and_the_world_and_nothing_else(pod, disturb, settings, canary):
+def test_a_pod_reaches_the_database_and_the_cache_and_nothing_else_of_the_machine(pod, disturb, settings, canary):
     """By what answers: a listener on all of the machine's addresses doesn't."""
 
     def answers(address: str, port: int) -> bool:
@@ -271,6 +272,46 @@ def test_a_pod_reaches_the_database_and_the_cache_and_the_world_and_nothing_else
         not_exercised("neither PostgreSQL nor Redis is on this machine")
     assert all(answers(at, port) for port in data)
     assert not any(answers(address, port) for address in (at, "10.42.255.1") for port in (22, canary))
+
+
+def near_and_far(settings, pod):
+    """What a pod tries to reach: source, address, port, and whether it gets on its way."""
+    found = [(pod, "198.51.100.77", 443, True), (pod, str(ip_network(settings.vpn.network)[-2]), 22, False)]
+    found += [("fd42::2", str(ip_network(settings.vpn.network_ipv6)[77]), 22, False)]
+    for network in map(ip_network, settings.firewall.operator_networks):
+        source = pod if network.version == 4 else "fd42::2"
+        # Of a large network, an address that nobody has.
+        address = str(network[-2] if network.version == 4 and network.num_addresses > 2 else network[-1])
+        found += [(source, address, port, port == 53) for port in (22, 80, 53)]
+    return found
+
+
+def test_a_pod_reaches_the_world_and_resolvers_and_nothing_else_that_is_the_operators(pod, disturb, settings):
+    """By what leaves the machine: neither the operator's networks nor the devices in the VPN have to answer."""
+    tries = near_and_far(settings, pod)
+    rules = [
+        f"ip{'6' if ':' in source else ''} saddr {source} ip{'6' if ':' in source else ''} daddr {address} "
+        f"tcp dport {port} counter"
+        for source, address, port, _ in tries
+    ]
+    body = "; ".join(rules)
+    table = f"""table inet leaves {{
+        chain arrived {{ type filter hook prerouting priority -290; {body}; }}
+        chain passed {{ type filter hook postrouting priority -290; {body}; }}
+    }}"""
+    knocks = "\n".join(
+        f"ip netns exec canary timeout 2 bash -c '</dev/tcp/{address}/{port}' 2>/dev/null &"
+        for _, address, port, _ in tries
+    )
+    disturb("nft delete table inet leaves 2>/dev/null; true")
+    try:
+        disturb(f"printf %s {shlex.quote(table)} | nft -f -; {knocks}\nwait; true")
+        seen = packets(disturb, "table inet leaves")
+    finally:
+        disturb("nft delete table inet leaves")
+    counted = {name: [count > 0 for chain, count in seen if chain == name] for name in ("arrived", "passed")}
+    assert all(counted["arrived"]), f"not all of them came as far as the rules: nothing was proven: {seen}"
+    assert dict(zip(tries, counted["passed"], strict=True)) == {each: each[-1] for each in tries}
 
 
 def test_a_borrowed_source_address_does_not_open_ssh(outside, forged, canary, disturb):

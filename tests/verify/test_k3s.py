@@ -166,6 +166,17 @@ def test_who_did_what_is_logged_without_contents(sh, kubectl):
     assert sh(f"stat -c '%U %a' {log} /var/log/k3s").splitlines() == ["root 600", "root 700"]
 
 
+def test_a_service_account_that_reads_secrets_is_logged(sh):
+    """As whoever stole its token. This one may not: a refusal is logged by the same rule as an answer."""
+    name = f"verify-{random.token_hex(4)}"
+    url = f"https://127.0.0.1:6443/api/v1/namespaces/workload/secrets/{name}"
+    token = f"{KUBECTL} create token default -n workload --duration 10m"
+    ask = f"curl --silent --insecure --noproxy '*' --output /dev/null --write-out '%{{http_code}}' --header @- {url}"
+    assert sh(f"printf 'Authorization: Bearer %s' $({token}) | {ask}") == "403"
+    look = f"grep {name} /var/log/k3s/audit.log | grep -c system:serviceaccount:workload:default || true"
+    assert eventually(lambda: sh(look) != "0", within_s=10)
+
+
 def test_the_databases_have_addresses_in_the_cluster(get, settings):
     for name, port in (("postgres", settings.postgres.port), ("redis", settings.redis.port)):
         service = get("service", name, "-n", "workload")["spec"]

@@ -1,0 +1,66 @@
+"""The rules as they are written, without a machine; what they do is tried by tests/verify/test_firewall.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from minipc.config import load
+from minipc.operations.files import File, render
+
+NETWORKS = {"operator_ipv4": ["10.77.0.0/24"], "operator_ipv6": ["fd77::/64"]}
+NEAR = {"near_ipv4": ["10.77.0.0/24"], "near_ipv6": ["fd77::/64"]}
+
+
+def rules(**values) -> str:
+    settings = load("lab", host_operator_keys=[])
+    given = {
+        "firewall": settings.firewall,
+        "vpn": settings.vpn,
+        "outer": ["public0", "operator0"],
+        "service_address": "10.88.0.1",
+        "data_ports": [5432, 6379],
+        "repository": [(4, "10.77.0.20", 2222), (6, "fd77::20", 22)],
+        **NETWORKS,
+        **NEAR,
+    }
+    return render("firewall", File("rules.nft.j2", "/x"), given | values).content.decode()
+
+
+def chain(text: str, name: str) -> list[str]:
+    body = text.partition(f"    chain {name} {{\n")[2].partition("\n    }\n")[0]
+    return [line.strip() for line in body.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def test_pods_get_to_the_repository_and_to_resolvers_near_the_operator_and_no_further():
+    assert chain(rules(), "from_pods") == [
+        'oifname "wg0" counter drop',
+        "ip daddr 10.77.0.20 tcp dport 2222 accept",
+        "ip6 daddr fd77::20 tcp dport 22 accept",
+        "ip daddr { 10.77.0.0/24 } meta l4proto { tcp, udp } th dport 53 accept",
+        "ip daddr { 10.77.0.0/24 } counter drop",
+        "ip6 daddr { fd77::/64 } meta l4proto { tcp, udp } th dport 53 accept",
+        "ip6 daddr { fd77::/64 } counter drop",
+        "accept",
+    ]
+    forward = chain(rules(), "forward")
+    assert 'iifname { "cni0", "flannel.1" } jump from_pods' in forward
+    assert not [line for line in forward if "cni0" in line and line.endswith("accept")]
+
+
+def test_that_holds_where_the_networks_are_shut_to_the_operator():
+    shut = rules(operator_ipv4=[], operator_ipv6=[])
+    assert chain(shut, "from_pods") == chain(rules(), "from_pods")
+
+
+@pytest.mark.parametrize("values", [{}, {"vpn": None, "repository": []}, {"near_ipv6": [], "repository": []}])
+def test_they_are_rules(tmp_path, values):
+    if not shutil.which("nft") or os.geteuid():
+        pytest.skip("NOT EXERCISED: no nft here, or not root")
+    (tmp_path / "rules").write_text(rules(**values))
+    argv = ["unshare", "--net", "nft", "--check", "--file", str(tmp_path / "rules")]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
