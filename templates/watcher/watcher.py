@@ -20,6 +20,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +31,10 @@ from urllib.parse import urlsplit
 NOTIFY_TIMEOUT_S = 15
 # What could not be told is kept and told later; the oldest goes when there is too much of it.
 WAITING_MESSAGES = 50
+# The ping's port is open to everybody: what strangers can take of memory, threads and time. A ping is far smaller.
+CONNECTIONS, CONNECTIONS_PER_ADDRESS = 24, 4
+CONNECTION_S = 15
+REQUEST_BYTES = 16384
 
 
 @dataclass
@@ -246,24 +251,93 @@ def _email(channel: dict[str, Any], message: dict[str, str]) -> None:
         server.send_message(mail)
 
 
-def ping_server(watch: Watch, settings: dict[str, Any], token: str) -> ThreadingHTTPServer:
+class Bounded:
+    """What a client sends, up to a limit; afterwards it is at its end."""
+
+    def __init__(self, file: Any, limit: int) -> None:
+        self.file, self.left = file, limit
+
+    def read(self, size: int) -> bytes:
+        return self._take(self.file.read(min(size, self.left)))
+
+    def readline(self, size: int) -> bytes:
+        return self._take(self.file.readline(min(size, self.left)))
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _take(self, data: bytes) -> bytes:
+        self.left -= len(data)
+        return data
+
+
+class PingServer(ThreadingHTTPServer):
+    """Serves a few connections at a time, each for a short while: the others are closed at once."""
+
+    daemon_threads = True
+    request_queue_size = CONNECTIONS
+
+    def __init__(self, *arguments: Any) -> None:
+        # Connection -> address, and the moment when it must be over.
+        self.open: dict[socket.socket, tuple[str, float]] = {}
+        super().__init__(*arguments)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        addresses = [address for address, _ in list(self.open.values())]
+        if len(addresses) >= CONNECTIONS or addresses.count(client_address[0]) >= CONNECTIONS_PER_ADDRESS:
+            return False
+        self.open[request] = (client_address[0], time.monotonic() + CONNECTION_S)
+        return True
+
+    def service_actions(self) -> None:
+        # The timeout is for each read: who sends a byte now and then would stay for ever.
+        for request, (_, until) in list(self.open.items()):
+            if time.monotonic() > until:
+                with suppress(OSError):
+                    # Not TLS's own shutdown: another thread is using it.
+                    socket.socket.shutdown(request, socket.SHUT_RDWR)
+
+    def close_request(self, request: Any) -> None:
+        self.open.pop(request, None)
+        super().close_request(request)
+
+    def handle_error(self, *_: object) -> None:
+        # A stranger's broken connection; a traceback for each would fill the journal.
+        pass
+
+
+def ping_server(watch: Watch, settings: dict[str, Any], token: str) -> PingServer:
     """Takes pings: GET, HEAD or POST of /ping/TOKEN, and /ping/TOKEN/fail, as healthchecks.io does."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10
         server_version, sys_version = "watcher", ""
 
+        def setup(self) -> None:
+            super().setup()
+            self.rfile = Bounded(self.rfile, REQUEST_BYTES)  # type: ignore[assignment]
+
         def answer(self) -> None:
-            length = min(int(self.headers.get("Content-Length") or 0), 1_000_000)
-            self.rfile.read(length)
-            good = hmac.compare_digest(self.path.split("?")[0].encode(), f"/ping/{token}".encode())
-            bad = hmac.compare_digest(self.path.split("?")[0].encode(), f"/ping/{token}/fail".encode())
+            path = self.path.split("?")[0].encode()
+            good = hmac.compare_digest(path, f"/ping/{token}".encode())
+            bad = hmac.compare_digest(path, f"/ping/{token}/fail".encode())
+            if not good and not bad:
+                self.say(404, b"not found\n")
+                return
+            try:
+                # Read, so that the client can send all of it before it hears the answer.
+                self.rfile.read(max(0, int(self.headers.get("Content-Length") or 0)))
+            except ValueError:
+                self.say(400, b"Content-Length is no number\n")
+                return
             if good:
                 watch.pinged()
-            elif bad:
+            else:
                 watch.failed()
-            body = b"OK\n" if good or bad else b"not found\n"
-            self.send_response(200 if good or bad else 404)
+            self.say(200, b"OK\n")
+
+        def say(self, status: int, body: bytes) -> None:
+            self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
@@ -275,8 +349,7 @@ def ping_server(watch: Watch, settings: dict[str, Any], token: str) -> Threading
             # The path is the secret.
             pass
 
-    server = ThreadingHTTPServer(("", settings["ping_port"]), Handler)
-    server.daemon_threads = True
+    server = PingServer(("", settings["ping_port"]), Handler)
     if settings["tls"]:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(settings["tls"]["certificate"], settings["tls"]["key"])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 import sys
 import threading
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from select import select
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -179,6 +183,74 @@ def test_only_who_knows_the_token_pings(server, watch, clock):
     assert not watch.state.unwell
     assert ask(f"{server}/ping/{TOKEN}/fail") == 200
     assert watch.state.unwell
+
+
+def connect(url, text=b"", address="127.0.0.1"):
+    connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 8, (address, 0))
+    connection.sendall(text)
+    return connection
+
+
+def test_a_stranger_is_answered_before_the_body(server):
+    """Whatever length they claim: nothing of it is waited for."""
+    for length in (b"-1", b"1000000", b"x"):
+        with connect(server, b"POST /ping/x HTTP/1.0\r\nContent-Length: " + length + b"\r\n\r\n") as stranger:
+            stranger.settimeout(2)
+            assert b" 404 " in stranger.recv(100), length
+
+
+@pytest.mark.parametrize(("length", "status"), [("-1", 200), ("x", 400), ("1e9", 400)])
+def test_a_length_that_is_none_reads_nothing(server, watch, clock, length, status):
+    clock.now += 500
+    with connect(server, f"POST /ping/{TOKEN} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n".encode()) as client:
+        client.settimeout(2)
+        assert f" {status} ".encode() in client.recv(100)
+    assert watch.state.pinged_at == (1500 if status == 200 else 1000)
+
+
+def test_a_request_is_read_up_to_a_limit(server, watcher, watch, clock):
+    """Headers, too: without end they would fill the memory that the watcher has."""
+    line = b"X: " + b"x" * 1000 + b"\r\n"
+    lines = 2 * watcher.REQUEST_BYTES // len(line)
+    with connect(server, b"GET / HTTP/1.0\r\n" + line * lines) as stranger:
+        stranger.settimeout(2)
+        with suppress(ConnectionResetError):
+            assert b" 404 " in stranger.recv(100), "answered, though the headers have no end"
+    assert ask(f"{server}/ping/{TOKEN}", b"x" * 1_000) == 200
+
+
+def test_who_opens_many_connections_is_turned_away_and_others_are_not(server, watcher):
+    held = [connect(server) for _ in range(watcher.CONNECTIONS_PER_ADDRESS)]
+    time.sleep(0.2)
+    try:
+        with connect(server) as another:
+            assert another.recv(10) == b"", "closed at once"
+        with connect(server, f"GET /ping/{TOKEN} HTTP/1.0\r\n\r\n".encode(), "127.0.0.2") as machine:
+            assert b" 200 " in machine.recv(100)
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def test_all_addresses_together_have_a_limit(server, watcher):
+    each, count = watcher.CONNECTIONS_PER_ADDRESS, watcher.CONNECTIONS
+    held = [connect(server, address=f"127.0.1.{n // each + 1}") for n in range(count)]
+    time.sleep(0.3)
+    try:
+        with connect(server, address="127.0.2.1") as another:
+            assert another.recv(10) == b""
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def test_who_sends_a_byte_now_and_then_does_not_stay(monkeypatch, watcher, server):
+    monkeypatch.setattr(watcher, "CONNECTION_S", 1)
+    began = time.monotonic()
+    with connect(server, b"GET /") as slow, suppress(ConnectionError):
+        while time.monotonic() < began + 6 and not select([slow], [], [], 0.1)[0]:
+            slow.sendall(b"x")
+    assert time.monotonic() - began < 4
 
 
 class Receiver(BaseHTTPRequestHandler):
