@@ -124,6 +124,9 @@ offsite_rest_port = 8000
 offsite_copies_calendar = "00/6:15"
 # OPTIONAL. Days those copies are kept. 30: drills try each repository within two weeks, so damage is noticed in time.
 offsite_copies_days = 30
+# OPTIONAL. What the copies leave free for the living repository, which is on the same disk, MB. 2048: a day of a quiet
+# machine's WAL and more.
+offsite_free_mb = 2048
 # OPTIONAL. It also hosts the deploy repository, read-only for ArgoCD. False: it is elsewhere (argocd_repository).
 offsite_deploy_repository = False
 

@@ -253,6 +253,7 @@ class OffsiteSettings(Strict):
     rest_port: Port
     copies_calendar: Calendar
     copies_days: Annotated[int, Field(ge=7, le=3650)]
+    free_mb: Annotated[int, Field(ge=0)]
     deploy_repository: bool
 
 

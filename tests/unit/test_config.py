@@ -104,6 +104,7 @@ def values():
         ("offsite_address", "backup.example.org", "https://backup.example.org/", "did you mean 'backup.example.org'?"),
         ("offsite_address", "fd00::1", "203.0.113", "not an IP address"),
         ("offsite_copies_days", 7, 1, "nearest: 7"),
+        ("offsite_free_mb", 0, -1, "nearest: 0"),
         ("backups_offsite", None, 1, "did you mean '1'?"),
         ("backups_archive_timeout_s", 60, 1, "nearest: 10"),
         ("backups_repo1_days", 7, 6, "nearest: 7"),
