@@ -437,6 +437,8 @@ class WatcherSettings(Strict):
     repeat_s: Seconds
     ping_port: Port
     ping_grace_s: Annotated[int, Field(ge=5)] | None
+    disk_free_percent: Annotated[int, Field(ge=1, le=50)]
+    copy_age_s: Annotated[int, Field(ge=3600)] | None
     channels: Annotated[list[Literal["webhook", "ntfy", "email", "journal"]], Field(min_length=1)]
     email: WatcherEmail | None
 

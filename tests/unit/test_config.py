@@ -136,6 +136,8 @@ def values():
         ("watcher_channels", ["ntfy"], [], "at least 1 item"),
         ("watcher_interval_s", 60, 0, "nearest: 1"),
         ("watcher_ping_grace_s", 600, 1, "nearest: 5"),
+        ("watcher_disk_free_percent", 1, 0, "nearest: 1"),
+        ("watcher_copy_age_s", 3600, 60, "nearest: 3600"),
         ("grafana_address", "10.0.0.1", "everywhere", "not an IP address"),
         ("grafana_memory_mb", 128, 1, "nearest: 128"),
         ("redis_maxmemory_mb", 64, 1, "nearest: 8"),

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from select import select
+from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -152,7 +153,82 @@ def test_a_restart_tells_nothing_twice(watcher, watch, clock, told, tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"service": {}}', "null"])
 def test_a_broken_state_is_a_new_beginning(watcher, tmp_path, text):
     (tmp_path / "state.json").write_text(text)
-    assert watcher.load_state(tmp_path / "state.json", 7.0) == watcher.State(pinged_at=7.0)
+    assert watcher.load_state(tmp_path / "state.json", 7.0) == watcher.State(began=7.0, pinged_at=7.0)
+
+
+def test_the_state_of_an_earlier_watcher_is_kept(watcher, tmp_path):
+    old = {"service": {"failures": 3, "since": 1, "told": 2, "reason": "x"}, "ping": {}, "pinged_at": 5, "waiting": []}
+    (tmp_path / "state.json").write_text(json.dumps(old))
+    state = watcher.load_state(tmp_path / "state.json", 7.0)
+    assert (state.service.failures, state.pinged_at, state.began) == (3, 5, 7.0)
+    assert state.copies == watcher.Trouble()
+
+
+def looked(watch, clock, *rounds):
+    for found in rounds:
+        watch.looked({"units": "", "disk": "", "copies": ""} | found)
+        watch.deliver()
+        clock.now += 60
+
+
+def test_what_is_wrong_on_its_own_machine_is_told_once_and_so_is_its_end(watch, clock, told):
+    looked(watch, clock, {"units": "a.service"}, {})
+    assert told.texts == [], "once is silent"
+    looked(watch, clock, *[{"copies": "the repository is not what it was"}] * 5)
+    assert told.texts == [
+        "DOWN www.example.org: the off-site copy of the backups is not well: the repository is not what it was"
+    ]
+    looked(watch, clock, {})
+    assert "the off-site copy of the backups is back" in told.texts[1]
+
+
+def test_another_trouble_is_told_at_once_and_a_number_that_moves_is_not(watch, clock, told):
+    looked(watch, clock, *[{"copies": "no room"}] * 3, {"copies": "the repository is not what it was"})
+    assert [text.rpartition(": ")[2] for text in told.texts] == ["no room", "the repository is not what it was"]
+    looked(
+        watch, clock, *[{"copies": "the repository is not what it was", "disk": f"/ has {n} % left"} for n in (5, 4, 3)]
+    )
+    assert [text for text in told.texts if "disk" in text] == [
+        "DOWN www.example.org: the off-site disk fills up: / has 4 % left"
+    ]
+
+
+def test_copies_are_well_old_or_bad(watcher, tmp_path):
+    status = tmp_path / "status.json"
+    ask = lambda began, now: watcher.copies_not_well(str(status), 46800, began, now)  # noqa: E731
+    assert ask(1000, 1000 + 46800) == "", "a new machine has as much time as any other"
+    assert ask(1000, 1001 + 46800) == "none went well for more than 13 h"
+    status.write_text('{"at": 90000, "trouble": ""}')
+    assert ask(1000, 90000 + 46800) == ""
+    assert ask(1000, 90001 + 46800) == "none went well for more than 13 h"
+    status.write_text('{"at": 90000, "trouble": "no room"}')
+    assert ask(1000, 90001) == "no room"
+    for broken in ("", "{}", "[]"):
+        status.write_text(broken)
+        assert "can't be read" in ask(1000, 1001), broken
+
+
+def test_a_disk_is_short_below_its_share(watcher, monkeypatch):
+    def statvfs(path):
+        if path == "/none":
+            raise FileNotFoundError
+        return SimpleNamespace(f_bavail={"/": 9, "/srv": 10}[path], f_blocks=100)
+
+    monkeypatch.setattr(watcher.os, "statvfs", statvfs)
+    assert watcher.short_of_disk(["/", "/srv", "/none"], 10) == "/ has 9 % left"
+
+
+def test_failed_units_are_named(watcher, monkeypatch, tmp_path):
+    program = tmp_path / "systemctl"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for script, expected in (
+        ("printf 'b.service loaded failed failed B\\na.service loaded failed failed A\\n'", "a.service, b.service"),
+        ("true", ""),
+        ("exit 1", "systemd can't be asked: CalledProcessError"),
+    ):
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        assert watcher.failed_units() == expected
 
 
 @pytest.fixture
