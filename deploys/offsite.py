@@ -27,7 +27,7 @@ def offsite() -> None:
     address = settings.offsite.address or host.data.ssh_hostname
 
     # install
-    install(name="install packages", packages=["openssh-server", "restic", "restic-rest-server", "rsync"])
+    install(name="install packages", packages=["openssh-server", "python3", "restic", "restic-rest-server", "rsync"])
     server.user(
         name="create the account",
         user="minipc-sftp",
@@ -97,12 +97,12 @@ def offsite() -> None:
         name="configure the copies",
         component="offsite",
         entries=[
-            File("offsite-copy.sh", f"{BIN}/offsite-copy", mode="755", check="sh -n {path}"),
+            File("offsite_copy.py", f"{BIN}/offsite-copy", mode="755"),
             File("offsite-restore-copy.sh", f"{BIN}/offsite-restore-copy", mode="755", check="sh -n {path}"),
             File("minipc-offsite-copy.service.j2", f"{SYSTEMD}/minipc-offsite-copy.service"),
             File("minipc-offsite-copy.timer.j2", f"{SYSTEMD}/minipc-offsite-copy.timer"),
         ],
-        values={"offsite": settings.offsite},
+        values={"offsite": settings.offsite, "repo2_days": settings.backups.repo2_days},
     )
 
     # activate

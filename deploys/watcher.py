@@ -28,7 +28,7 @@ def watcher() -> None:
     address = config().offsite.address or host.data.ssh_hostname
 
     # install
-    install(name="install packages", packages=["ca-certificates", "python3"])
+    install(name="install packages", packages=["ca-certificates", "dbus", "python3"])
     server.user(
         name="create the account",
         user=USER,
@@ -52,6 +52,10 @@ def watcher() -> None:
         "repeat_s": settings.repeat_s,
         "ping_port": settings.ping_port,
         "ping_grace_s": settings.ping_grace_s,
+        "disks": ["/", "/srv/minipc-offsite"],
+        "disk_free_percent": settings.disk_free_percent,
+        "copy_status": "/var/lib/minipc-offsite/status.json",
+        "copy_age_s": settings.copy_age_s,
         "tls": {"certificate": f"{ETC}/tls.crt", "key": f"{ETC}/tls.key"},
         "state": "/var/lib/minipc-watcher/state.json",
     }

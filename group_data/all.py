@@ -126,6 +126,9 @@ offsite_rest_port = 8000
 offsite_copies_calendar = "00/6:15"
 # OPTIONAL. Days those copies are kept. 30: drills try each repository within two weeks, so damage is noticed in time.
 offsite_copies_days = 30
+# OPTIONAL. What the copies leave free for the living repository, which is on the same disk, MB. 2048: a day of a quiet
+# machine's WAL and more.
+offsite_free_mb = 2048
 # OPTIONAL. It also hosts the deploy repository, read-only for ArgoCD. False: it is elsewhere (argocd_repository).
 offsite_deploy_repository = False
 
@@ -148,6 +151,11 @@ watcher_ping_port = 8010
 # OPTIONAL. It shouts when no ping came for so long, seconds; None: none is expected. Alertmanager pings every 5 minutes
 # once alertmanager_watchdog is set.
 watcher_ping_grace_s = None
+# OPTIONAL. It tells when the off-site machine has less of its disk left, percent.
+watcher_disk_free_percent = 10
+# OPTIONAL. It tells when no copy of the backups went well for so long, seconds; None: no copies are on that machine.
+# 13 hours: two of offsite_copies_calendar in a row.
+watcher_copy_age_s = 46800
 # OPTIONAL. Who hears of it: "webhook" and "ntfy" (addresses are the secrets watcher.webhook_url, watcher.ntfy_url),
 # "email", "journal". Not a channel that depends on the machine. "journal" alone reaches nobody who doesn't look.
 watcher_channels = ["journal"]

@@ -253,6 +253,7 @@ class OffsiteSettings(Strict):
     rest_port: Port
     copies_calendar: Calendar
     copies_days: Annotated[int, Field(ge=7, le=3650)]
+    free_mb: Annotated[int, Field(ge=0)]
     deploy_repository: bool
 
 
@@ -436,6 +437,8 @@ class WatcherSettings(Strict):
     repeat_s: Seconds
     ping_port: Port
     ping_grace_s: Annotated[int, Field(ge=5)] | None
+    disk_free_percent: Annotated[int, Field(ge=1, le=50)]
+    copy_age_s: Annotated[int, Field(ge=3600)] | None
     channels: Annotated[list[Literal["webhook", "ntfy", "email", "journal"]], Field(min_length=1)]
     email: WatcherEmail | None
 

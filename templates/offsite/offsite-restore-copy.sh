@@ -20,15 +20,26 @@ if [ -z "$name" ] || [ ! -d "$copies/$name" ]; then
     exit 1
 fi
 
+# All of the copy is there before anything that is served goes away.
+rm -rf "$repository.new"
+trap 'rm -rf "$repository.new"' EXIT
+need=$(du -sk "$copies/$name" | cut -f 1)
+free=$(df -k --output=avail "$copies" | tail -n 1)
+if [ "$need" -ge "$free" ]; then
+    echo "no room: the copy takes $((need / 1024)) MB, $((free / 1024)) are free; nothing was changed" >&2
+    du -sh "$copies"/aside-* >&2 2>/dev/null || true
+    exit 1
+fi
+cp -a --reflink=auto "$copies/$name" "$repository.new"
+chown -R minipc-sftp:minipc-sftp "$repository.new"
+sync -f "$repository.new"
+
 systemctl stop minipc-sftp.service
-trap 'systemctl start minipc-sftp.service' EXIT
+trap 'rm -rf "$repository.new"; systemctl start minipc-sftp.service' EXIT
 aside="$copies/aside-$(date -u +%Y-%m-%dT%H-%M-%SZ)"
 if [ -e "$repository" ]; then
     mv -T "$repository" "$aside"
     echo "what was there is now $aside"
 fi
-cp -a --reflink=auto "$copies/$name" "$repository.new"
-chown -R minipc-sftp:minipc-sftp "$repository.new"
-sync -f "$repository.new"
 mv -T "$repository.new" "$repository"
-echo "the repository is now the copy $name"
+echo "the repository is now the copy $name; once it is as it should be: offsite-copy --accept"

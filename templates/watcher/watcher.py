@@ -1,5 +1,6 @@
 #!/usr/bin/python3
-"""Watches the service from outside: asks its public address, and waits for the machine's ping. Tells when either fails.
+"""Watches the service from outside: asks its public address, waits for the machine's ping, and looks at the machine it
+runs on: its units, its disk, the copies of the backups. Tells when something is wrong.
 
 Written by minipc (templates/watcher/watcher.py). It runs on another machine and tells by channels of its own: whoever
 watches from the machine itself can't see its power, its provider or the public name fail.
@@ -12,14 +13,17 @@ from __future__ import annotations
 import hmac
 import http.client
 import json
+import os
 import smtplib
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +34,17 @@ from urllib.parse import urlsplit
 NOTIFY_TIMEOUT_S = 15
 # What could not be told is kept and told later; the oldest goes when there is too much of it.
 WAITING_MESSAGES = 50
+# The ping's port is open to everybody: what strangers can take of memory, threads and time. A ping is far smaller.
+CONNECTIONS, CONNECTIONS_PER_ADDRESS = 24, 4
+CONNECTION_S = 15
+REQUEST_BYTES = 16384
+
+# What it sees of the machine it runs on: what is told, and how.
+HERE = {
+    "units": ("the off-site machine", "has failed units"),
+    "disk": ("the off-site disk", "fills up"),
+    "copies": ("the off-site copy of the backups", "is not well"),
+}
 
 
 @dataclass
@@ -55,6 +70,10 @@ class State:
 
     service: Trouble = field(default_factory=Trouble)
     ping: Trouble = field(default_factory=Trouble)
+    units: Trouble = field(default_factory=Trouble)
+    disk: Trouble = field(default_factory=Trouble)
+    copies: Trouble = field(default_factory=Trouble)
+    began: float = 0
     pinged_at: float = 0
     unwell: bool = False
     waiting: list[dict[str, str]] = field(default_factory=list)
@@ -65,10 +84,12 @@ def load_state(path: Path, now: float) -> State:
     try:
         found = json.loads(path.read_text())
         troubles = {name: Trouble(**found.pop(name)) for name in ("service", "ping")}
-        return State(**troubles, **found)
+        # An earlier watcher knew of two.
+        troubles |= {name: Trouble(**found.pop(name, {})) for name in HERE}
+        return State(**{"began": now} | troubles | found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # The first ping has as much time as any other.
-        return State(pinged_at=now)
+        # The first ping has as much time as any other, and so has the first copy.
+        return State(began=now, pinged_at=now)
 
 
 def save_state(path: Path, state: State) -> None:
@@ -113,6 +134,57 @@ def probe(settings: dict[str, Any]) -> str:
         connection.close()
 
 
+def failed_units() -> str:
+    """Names of the units that have failed; empty when none has."""
+    argv = ["systemctl", "list-units", "--state=failed", "--plain", "--no-legend"]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"systemd can't be asked: {type(error).__name__}"
+    return ", ".join(sorted(line.split()[0] for line in done.stdout.splitlines() if line.strip()))
+
+
+def short_of_disk(paths: list[str], free_percent: int) -> str:
+    """Which file systems have less than that left."""
+    short = []
+    for path in paths:
+        try:
+            status = os.statvfs(path)
+        except FileNotFoundError:
+            # Not an off-site machine, only a watcher.
+            continue
+        except OSError as error:
+            short.append(f"{path}: {error.strerror}")
+            continue
+        if status.f_bavail * 100 < free_percent * status.f_blocks:
+            short.append(f"{path} has {status.f_bavail * 100 // status.f_blocks} % left")
+    return "; ".join(short)
+
+
+def copies_not_well(status: str, age_s: int, began: float, now: float) -> str:
+    """What the last copy said was wrong, or that none went well for too long."""
+    try:
+        found = json.loads(Path(status).read_text())
+        at, trouble = float(found["at"]), str(found["trouble"])
+    except FileNotFoundError:
+        at, trouble = 0.0, ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{status} can't be read: {type(error).__name__}"
+    if trouble or now - max(at, began) <= age_s:
+        return trouble
+    return f"none went well for more than {age_s // 3600} h"
+
+
+def look_here(settings: dict[str, Any], began: float, now: float) -> dict[str, str]:
+    """What is wrong with the machine it runs on, by its name in State; empty when nothing is."""
+    age_s = settings["copy_age_s"]
+    return {
+        "units": failed_units(),
+        "disk": short_of_disk(settings["disks"], settings["disk_free_percent"]),
+        "copies": "" if age_s is None else copies_not_well(settings["copy_status"], age_s, began, now),
+    }
+
+
 class Watch:
     """Decides what is told and when.
 
@@ -133,6 +205,16 @@ class Watch:
         """A probe is done; `reason` is empty when it went well."""
         with self.lock:
             self._judge(self.state.service, reason, self.settings["failures"], "the service", "does not answer")
+
+    def looked(self, found: dict[str, str]) -> None:
+        """It has looked at the machine it runs on: what is wrong there, by the name in State."""
+        with self.lock:
+            for name, reason in found.items():
+                trouble: Trouble = getattr(self.state, name)
+                if name != "disk" and reason != trouble.reason:
+                    # Another unit, another trouble: not to be kept until the first is told again.
+                    trouble.told = 0 if reason else trouble.told
+                self._judge(trouble, reason, self.settings["failures"], *HERE[name])
 
     def pinged(self) -> None:
         """The machine has pinged."""
@@ -246,24 +328,93 @@ def _email(channel: dict[str, Any], message: dict[str, str]) -> None:
         server.send_message(mail)
 
 
-def ping_server(watch: Watch, settings: dict[str, Any], token: str) -> ThreadingHTTPServer:
+class Bounded:
+    """What a client sends, up to a limit; afterwards it is at its end."""
+
+    def __init__(self, file: Any, limit: int) -> None:
+        self.file, self.left = file, limit
+
+    def read(self, size: int) -> bytes:
+        return self._take(self.file.read(min(size, self.left)))
+
+    def readline(self, size: int) -> bytes:
+        return self._take(self.file.readline(min(size, self.left)))
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _take(self, data: bytes) -> bytes:
+        self.left -= len(data)
+        return data
+
+
+class PingServer(ThreadingHTTPServer):
+    """Serves a few connections at a time, each for a short while: the others are closed at once."""
+
+    daemon_threads = True
+    request_queue_size = CONNECTIONS
+
+    def __init__(self, *arguments: Any) -> None:
+        # Connection -> address, and the moment when it must be over.
+        self.open: dict[socket.socket, tuple[str, float]] = {}
+        super().__init__(*arguments)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        addresses = [address for address, _ in list(self.open.values())]
+        if len(addresses) >= CONNECTIONS or addresses.count(client_address[0]) >= CONNECTIONS_PER_ADDRESS:
+            return False
+        self.open[request] = (client_address[0], time.monotonic() + CONNECTION_S)
+        return True
+
+    def service_actions(self) -> None:
+        # The timeout is for each read: who sends a byte now and then would stay for ever.
+        for request, (_, until) in list(self.open.items()):
+            if time.monotonic() > until:
+                with suppress(OSError):
+                    # Not TLS's own shutdown: another thread is using it.
+                    socket.socket.shutdown(request, socket.SHUT_RDWR)
+
+    def close_request(self, request: Any) -> None:
+        self.open.pop(request, None)
+        super().close_request(request)
+
+    def handle_error(self, *_: object) -> None:
+        # A stranger's broken connection; a traceback for each would fill the journal.
+        pass
+
+
+def ping_server(watch: Watch, settings: dict[str, Any], token: str) -> PingServer:
     """Takes pings: GET, HEAD or POST of /ping/TOKEN, and /ping/TOKEN/fail, as healthchecks.io does."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10
         server_version, sys_version = "watcher", ""
 
+        def setup(self) -> None:
+            super().setup()
+            self.rfile = Bounded(self.rfile, REQUEST_BYTES)  # type: ignore[assignment]
+
         def answer(self) -> None:
-            length = min(int(self.headers.get("Content-Length") or 0), 1_000_000)
-            self.rfile.read(length)
-            good = hmac.compare_digest(self.path.split("?")[0].encode(), f"/ping/{token}".encode())
-            bad = hmac.compare_digest(self.path.split("?")[0].encode(), f"/ping/{token}/fail".encode())
+            path = self.path.split("?")[0].encode()
+            good = hmac.compare_digest(path, f"/ping/{token}".encode())
+            bad = hmac.compare_digest(path, f"/ping/{token}/fail".encode())
+            if not good and not bad:
+                self.say(404, b"not found\n")
+                return
+            try:
+                # Read, so that the client can send all of it before it hears the answer.
+                self.rfile.read(max(0, int(self.headers.get("Content-Length") or 0)))
+            except ValueError:
+                self.say(400, b"Content-Length is no number\n")
+                return
             if good:
                 watch.pinged()
-            elif bad:
+            else:
                 watch.failed()
-            body = b"OK\n" if good or bad else b"not found\n"
-            self.send_response(200 if good or bad else 404)
+            self.say(200, b"OK\n")
+
+        def say(self, status: int, body: bytes) -> None:
+            self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
@@ -275,8 +426,7 @@ def ping_server(watch: Watch, settings: dict[str, Any], token: str) -> Threading
             # The path is the secret.
             pass
 
-    server = ThreadingHTTPServer(("", settings["ping_port"]), Handler)
-    server.daemon_threads = True
+    server = PingServer(("", settings["ping_port"]), Handler)
     if settings["tls"]:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(settings["tls"]["certificate"], settings["tls"]["key"])
@@ -298,6 +448,7 @@ def main() -> None:
         began = time.monotonic()
         watch.probed(probe(settings))
         watch.look_at_ping()
+        watch.looked(look_here(settings, watch.state.began, time.time()))
         watch.deliver()
         with watch.lock:
             save_state(path, watch.state)

@@ -11,6 +11,7 @@ from tests.lab.conftest import on, run
 pytestmark = [pytest.mark.long, pytest.mark.timeout(420)]
 SQL = "runuser -u postgres -- psql -XAtq"
 HOME = "/srv/minipc-offsite"
+COPY = "/usr/local/lib/minipc/offsite-copy"
 PGBACKREST = "runuser -u postgres -- pgbackrest --stanza=main"
 ETC = "/etc/minipc/backups"
 RESTIC = (
@@ -66,13 +67,44 @@ def test_restic_kept_every_snapshot(pair, wiped):
     assert on(pair.mini, f"{RESTIC} dump latest /etc/minipc/identity") == on(pair.mini, "cat /etc/minipc/identity")
 
 
-def test_the_next_copy_notices_and_keeps_the_earlier_ones(pair, wiped):
-    before = set(on(pair.offsite, f"ls {HOME}/copies").split())
-    on(pair.offsite, "sleep 1; systemctl start minipc-offsite-copy", check=False)
-    assert "HAS LOST its newest backup" in on(pair.offsite, "journalctl -u minipc-offsite-copy -o cat -n 20")
-    assert on(pair.offsite, "systemctl is-failed minipc-offsite-copy", check=False).strip() == "failed"
-    assert before <= set(on(pair.offsite, f"ls {HOME}/copies").split())
-    on(pair.offsite, "systemctl reset-failed")
+def copy_now(offsite) -> str:
+    """Takes a copy; what the run said."""
+    cursor = "journalctl -n 0 -u minipc-offsite-copy --show-cursor | sed -n 's/^-- cursor: //p'"
+    script = f"c=$({cursor}); sleep 1; systemctl start minipc-offsite-copy; "
+    return on(offsite, script + 'journalctl -u minipc-offsite-copy -o cat ${c:+--after-cursor="$c"}', check=False)
+
+
+def copied(offsite, pattern="*Z") -> set[str]:
+    return set(on(offsite, f"cd {HOME}/copies && ls -d 2{pattern} 2>/dev/null || true").split())
+
+
+def fails(offsite) -> bool:
+    return on(offsite, "systemctl is-failed minipc-offsite-copy", check=False).strip() == "failed"
+
+
+def test_every_run_from_now_on_notices_and_keeps_the_earlier_ones(pair, wiped):
+    """Nothing is left at all. One of the copies is old enough to go, and stays."""
+    old = "2020-01-01T00-00-00Z"
+    on(pair.offsite, f"cp -al $(ls -d {HOME}/copies/2*Z | tail -n 1) {HOME}/copies/{old}")
+    before = copied(pair.offsite)
+    for _ in range(3):
+        said = copy_now(pair.offsite)
+        assert "THE REPOSITORY IS NOT WHAT IT WAS: its newest backup" in said, said
+        assert "offsite-copy --accept" in said
+        assert fails(pair.offsite)
+        assert copied(pair.offsite) == before
+
+
+def test_a_backup_of_the_future_hides_nothing(pair, wiped):
+    fake = f"{HOME}/sftp/pgbackrest/backup/main/29991231-235959F"
+    on(pair.offsite, f"mkdir -p {fake} && echo x > {fake}/backup.manifest")
+    try:
+        assert "IS NOT WHAT IT WAS" in copy_now(pair.offsite)
+        told = on(pair.offsite, f"{COPY} --accept 2>&1; echo exit $?")
+        assert "29991231-235959F" in told
+        assert told.endswith("exit 1\n")
+    finally:
+        on(pair.offsite, f"rm -rf {HOME}/sftp/pgbackrest/backup/main/29991231-235959F")
 
 
 def test_the_copy_put_back_is_a_database_again(pair, wiped):
@@ -89,3 +121,63 @@ def test_the_copy_put_back_is_a_database_again(pair, wiped):
         on(pair.offsite, f"rm -rf {HOME}/copies/aside-*")
     assert told.endswith("exit 0\n"), told
     on(pair.mini, f"{PGBACKREST} check", timeout_s=240)
+
+
+def test_only_the_operator_ends_the_alarm(pair, wiped):
+    """All is there again; it is an alarm until somebody says that it is as it should be. Then what is old goes."""
+    assert "IS NOT WHAT IT WAS" in copy_now(pair.offsite)
+    assert "accepted:" in on(pair.offsite, f"{COPY} --accept")
+    said = copy_now(pair.offsite)
+    assert "newest backup" in said, said
+    assert not fails(pair.offsite)
+    assert "2020-01-01T00-00-00Z" not in copied(pair.offsite)
+    assert copied(pair.offsite, "*-suspect"), "what was copied meanwhile stays for its time"
+
+
+@pytest.mark.parametrize(
+    ("taken", "told"),
+    [("archive", "WAL: "), ("backup/main/*/pg_data", "files of backups: "), ("backup", "newest backup")],
+)
+def test_a_part_that_is_gone_is_noticed_twice(pair, wiped, taken, told):
+    repository, aside = f"{HOME}/sftp/pgbackrest", f"{HOME}/sftp/aside"
+    on(pair.offsite, f"cp -a {repository} {aside} && rm -rf {repository}/{taken}")
+    try:
+        for _ in range(2):
+            assert told in copy_now(pair.offsite)
+            assert fails(pair.offsite)
+    finally:
+        on(pair.offsite, f"cp -a {aside}/. {repository}/ && rm -rf {aside} && {COPY} --accept")
+    assert told not in copy_now(pair.offsite)
+    assert not fails(pair.offsite)
+
+
+def test_a_full_disk_is_left_to_the_repository_and_heals(pair, wiped):
+    """The copies live on a small disk for a while: what has expired goes first, and nothing half made stays."""
+    folder, old = f"{HOME}/copies", "2020-01-01T00-00-00Z"
+    on(pair.offsite, f"rm -rf {folder}/*-suspect; mount -t tmpfs -o size=300m tmpfs {folder}")
+    # No floor: the disk itself is what ends it.
+    unlimited = "mkdir -p /run/systemd/system/minipc-offsite-copy.service.d && "
+    unlimited += f"printf '[Service]\nExecStart=\nExecStart={COPY} 30 30 0\n' > "
+    unlimited += "/run/systemd/system/minipc-offsite-copy.service.d/test.conf && systemctl daemon-reload"
+    try:
+        assert "no room: " in copy_now(pair.offsite), "2 GB are the repository's to grow"
+        on(pair.offsite, unlimited)
+        assert "copied to" in copy_now(pair.offsite)
+        on(pair.offsite, f"mkdir {folder}/{old}; head -c 1G /dev/zero > {folder}/{old}/filler", check=False)
+        on(pair.offsite, f"head -c 1M /dev/urandom > {HOME}/sftp/pgbackrest/another; df {folder} | grep -q '100%'")
+        said = copy_now(pair.offsite)
+        assert f"removed {folder}/{old}" in said, said
+        assert "copied to" in said
+
+        on(pair.offsite, f"head -c 1G /dev/zero > {folder}/filler", check=False)
+        on(pair.offsite, f"head -c 1M /dev/urandom > {HOME}/sftp/pgbackrest/another")
+        assert "no room: " in copy_now(pair.offsite)
+        assert fails(pair.offsite)
+        assert on(pair.offsite, f"ls -d {folder}/.new 2>/dev/null || true") == ""
+        on(pair.offsite, f"rm {folder}/filler")
+        assert "copied to" in copy_now(pair.offsite)
+    finally:
+        on(pair.offsite, "rm -rf /run/systemd/system/minipc-offsite-copy.service.d; systemctl daemon-reload")
+        on(pair.offsite, f"umount {folder}; rm -f {HOME}/sftp/pgbackrest/another; systemctl reset-failed")
+    assert "copied to" in copy_now(pair.offsite)
+    assert not fails(pair.offsite)

@@ -133,3 +133,21 @@ def test_what_nobody_could_take_is_told_later(watched: Pair, told: Path) -> None
         on(watched.offsite, "nft delete table inet blocked")
     hears(told, "firing", "the service does not answer")
     hears(told, "resolved", "the service is back")
+
+
+def test_what_is_taken_from_the_backups_is_told(watched: Pair, told: Path) -> None:
+    """Nobody else hears of it: the machine that was robbed may be the one that is in wrong hands."""
+    copy, backups = "systemctl start minipc-offsite-copy", "/srv/minipc-offsite/sftp/pgbackrest/backup"
+    ping(watched)
+    on(watched.offsite, copy)
+    on(watched.offsite, f"mv {backups} {backups}.gone; sleep 1; {copy}", check=False)
+    try:
+        hears(told, "firing", "the off-site copy of the backups is not well: the repository is not what it was")
+        hears(told, "firing", "has failed units: minipc-offsite-copy.service")
+    finally:
+        on(
+            watched.offsite,
+            f"mv {backups}.gone {backups}; /usr/local/lib/minipc/offsite-copy --accept; sleep 1; {copy}",
+        )
+    hears(told, "resolved", "the off-site copy of the backups is back")
+    hears(told, "resolved", "the off-site machine is back")

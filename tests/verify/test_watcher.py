@@ -30,7 +30,13 @@ def test_it_asks_the_public_address_and_remembers_what_it_saw(sh, watched, setti
     assert watched["url"] == (settings.watcher.url or f"https://{settings.edge.domain}/api/health")
     assert watched["verify_tls"] == (settings.edge.acme == "production")
     assert eventually(lambda: sh("ls /var/lib/minipc-watcher/state.json 2>/dev/null || true"), within_s=20)
-    assert set(state()) >= {"service", "ping", "pinged_at", "waiting"}
+    assert set(state()) >= {"service", "ping", "units", "disk", "copies", "pinged_at", "waiting"}
+
+
+def test_it_can_look_at_its_own_machine(state):
+    """Confined as it is, it can ask systemd and read how the last copy went."""
+    reasons = [state()[name]["reason"] for name in ("units", "disk", "copies")]
+    assert not [reason for reason in reasons if "can't be" in reason]
 
 
 def test_what_it_has_to_tell_was_told(state):
