@@ -6,24 +6,21 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from bench import ansible, blank, checks, noop
 from bench.machine import enrol, prepare
-from bench.results import Measurement
+from bench.results import Measurement, recorded
 from bench.rivals import write_rivals
 from minipc import lab, records
 from minipc.components import deploy_files
 from minipc.converge import converge
 from minipc.display import console_for, print_summary, watch
-from minipc.git import head
 from minipc.inventory import Target
 from minipc.remote import describe
-from minipc.run import PhaseFailedError, Run, controller
-from minipc.timeline import read
+from minipc.run import PhaseFailedError, Run
 
 MACHINE = "bench"
 # In this order: the packages of the machine that the first two share become the warm cache of the third.
@@ -61,7 +58,8 @@ def bench(names: Sequence[str], rounds: int, machines: int) -> None:
             lab.down(MACHINE)
     if target is None or machine is None:
         sys.exit(f"there was no machine to measure; see {run.log}")
-    record = _record(run, machine, target, measured)
+    versions = {"ansible-core": ansible.VERSION}
+    record = recorded(run, machine, measured, target.settings.workload.runtime, versions)
     report_path, record_path = run.publish(record)
     print_summary(record, report_path=report_path, record_path=record_path)
     for each in measured:
@@ -77,30 +75,6 @@ def _converged_machine(run: Run) -> Target:
         target = enrol(machine)
         converge("lab", deploy_files(), log=run.log, limit=machine.name)
     return target
-
-
-def _record(run: Run, machine: records.Target, target: Target, measured: Sequence[Measurement]) -> records.Record:
-    ended = datetime.now(UTC)
-    commit = head()
-    return records.conclude(
-        records.Draft(
-            id=run.id,
-            kind="benchmark",
-            started=run.started,
-            ended=ended,
-            git=records.Git(commit="" if commit.commit == "unknown" else commit.commit, dirty=commit.dirty),
-            controller=controller(),
-            target=machine,
-            group="lab",
-            runtime=target.settings.workload.runtime,
-            phases=records.observe(read(run.events), ended=ended).phases,
-            exercised=records.Exercised(done=0, total=0),
-            rto_seconds=None,
-            rpo_seconds=None,
-            gates=[gate for each in measured for gate in each.gates],
-            versions={"ansible-core": ansible.VERSION},
-        )
-    )
 
 
 if __name__ == "__main__":

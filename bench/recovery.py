@@ -14,26 +14,24 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from bench.latency import Answer, p95, read_answers
 from bench.machine import enrol, prepare
-from bench.results import Measurement, Share
+from bench.results import Measurement, Share, recorded
 from bench.timing import Sample, alternate, machine_cpu_seconds, ratio
 from minipc import lab, records
 from minipc.components import deploy_files
 from minipc.converge import converge
 from minipc.display import console_for, print_summary, watch
 from minipc.errors import MinipcError
-from minipc.git import head
 from minipc.inventory import Target
 from minipc.paths import ROOT
 from minipc.records import Gate
 from minipc.remote import describe, on
-from minipc.run import PhaseFailedError, Run, controller
+from minipc.run import PhaseFailedError, Run
 from minipc.timeline import PhaseEnd, PhaseStart, read
 from minipc.wording import duration
 from playbooks import rebuild
@@ -83,7 +81,7 @@ def bench(size_gb: float, rounds: int, drills: bool) -> None:
             lab.down([MACHINE, f"{MACHINE}-2", OFFSITE])
     if machine is None:
         sys.exit(f"there was no machine to measure; see {run.log}")
-    record = _record(run, machine, measured)
+    record = recorded(run, machine, measured, "stand-in")
     report_path, record_path = run.publish(record)
     print_summary(record, report_path=report_path, record_path=record_path)
     for each in measured:
@@ -258,32 +256,6 @@ def phases_since(run: Run, moment: float) -> tuple[list[Share], float]:
     total = ends.get(PUBLIC_NAME.name, max(ends.values())) - moment
     taken = {phase: ends[phase] - starts[phase] for phase in ends if ends[phase] <= moment + total}
     return [Share(f"{phase} ({seconds / total:.0%})", seconds) for phase, seconds in taken.items()], total
-
-
-def _record(run: Run, machine: records.Target, measured: Sequence[Measurement]) -> records.Record:
-    ended = datetime.now(UTC)
-    commit = head()
-    return records.conclude(
-        records.Draft(
-            id=run.id,
-            kind="benchmark",
-            started=run.started,
-            ended=ended,
-            git=records.Git(commit="" if commit.commit == "unknown" else commit.commit, dirty=commit.dirty),
-            controller=controller(),
-            target=machine,
-            group="lab",
-            runtime="stand-in",
-            phases=records.observe(read(run.events), ended=ended).phases,
-            exercised=records.Exercised(done=0, total=0),
-            rto_seconds=run.rto_seconds,
-            rto_budget_seconds=run.rto_budget_seconds,
-            rpo_seconds=None,
-            gates=[gate for each in measured for gate in each.gates],
-            doors=[],
-            versions={},
-        )
-    )
 
 
 if __name__ == "__main__":

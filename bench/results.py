@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.timing import Series
+from minipc import records
+from minipc.git import head
 from minipc.records import Gate
-from minipc.timeline import Event, OperationEnd
+from minipc.run import Run, controller
+from minipc.timeline import Event, OperationEnd, read
 from minipc.wording import duration
 
 SLOWEST = 8
@@ -59,6 +64,39 @@ class Measurement:
             console.print(f"  {duration(share.seconds):>8}  {share.what}", markup=False)
         for remark in self.remarks:
             console.print(f"  note: {remark}", markup=False)
+
+
+def recorded(
+    run: Run,
+    machine: records.Target,
+    measured: Sequence[Measurement],
+    runtime: Literal["k3s", "stand-in"],
+    versions: Mapping[str, str] | None = None,
+) -> records.Record:
+    """The dated record of a benchmark; RTO where the run has one."""
+    ended = datetime.now(UTC)
+    commit = head()
+    return records.conclude(
+        records.Draft(
+            id=run.id,
+            kind="benchmark",
+            started=run.started,
+            ended=ended,
+            git=records.Git(commit="" if commit.commit == "unknown" else commit.commit, dirty=commit.dirty),
+            controller=controller(),
+            target=machine,
+            group="lab",
+            runtime=runtime,
+            phases=records.observe(read(run.events), ended=ended).phases,
+            exercised=records.Exercised(done=0, total=0),
+            rto_seconds=run.rto_seconds,
+            rto_budget_seconds=run.rto_budget_seconds,
+            rpo_seconds=None,
+            gates=[gate for each in measured for gate in each.gates],
+            doors=[],
+            versions=dict(versions or {}),
+        )
+    )
 
 
 def operations(events: Iterable[Event], since: float) -> list[OperationEnd]:

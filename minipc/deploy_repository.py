@@ -155,8 +155,11 @@ def _git(directory: Path, remote: Remote, *argv: str) -> str:
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise MinipcError(f"git {argv[0]}: {error}") from error
+        raise MinipcError(f"git {argv[0]}: {error}", "`minipc doctor` says what this controller lacks") from error
     if done.returncode:
         reason = first_line(done.stderr.decode(errors="replace")) or "failed"
-        raise MinipcError(f"deploy repository {remote.url}: git {argv[0]}: {reason}")
+        raise MinipcError(
+            f"deploy repository {remote.url}: git {argv[0]}: {reason}",
+            "is that machine up, and was it converged with offsite_deploy_repository = True?",
+        )
     return done.stdout.decode(errors="replace").strip()

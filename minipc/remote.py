@@ -19,7 +19,10 @@ def on(target: Target, command: str, stdin: str = "", timeout_s: float = 60) -> 
     done = ssh.run(config, target.alias, command, stdin=stdin, timeout_s=timeout_s)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise CouldNotVerifyError(f"{target.alias}: `{command[:60]}` failed: {said[-1] if said else 'no reason given'}")
+        raise CouldNotVerifyError(
+            f"{target.alias}: `{command[:60]}` failed: {said[-1] if said else 'no reason given'}",
+            "run it on the machine itself; `minipc triage` says what is broken there",
+        )
     return done.stdout.decode().strip()
 
 

@@ -95,7 +95,10 @@ class Elsewhere:
         )
         if done.returncode:
             said = done.stderr.strip().splitlines()
-            raise MinipcError(said[0].removeprefix("minipc: ") if said else "the bundle can't be opened")
+            raise MinipcError(
+                said[0].removeprefix("minipc: ") if said else "the bundle can't be opened",
+                "seal a new one: `minipc bundle create`",
+            )
         return done.stdout
 
     def connect(self, machines: list[lab.Machine]) -> None:

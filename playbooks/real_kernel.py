@@ -59,12 +59,18 @@ def _prove_tunnel(machine: lab.Machine, target: Target) -> str:
     name = tunnel.up(machine)
     try:
         if not tunnel.wait_for_handshake(name, TUNNEL_WITHIN_S):
-            raise MinipcError(f"no handshake with {machine.public_ipv4} within {TUNNEL_WITHIN_S:.0f} s")
+            raise MinipcError(
+                f"no handshake with {machine.public_ipv4} within {TUNNEL_WITHIN_S:.0f} s",
+                f"run it with --keep, then `minipc lab console {machine.name}`: `systemctl status minipc-vpn`",
+            )
         address = tunnel.addresses(machine.index, 1)[0]
         argv = ["ip", "netns", "exec", "operator", "ssh-keyscan", "-T", "30", "-t", "ed25519", address]
         seen = subprocess.run(argv, capture_output=True, text=True, timeout=60).stdout
     finally:
         tunnel.down(machine)
     if machine.host_key not in seen:
-        raise MinipcError(f"the machine's SSH does not answer at {address}, through the tunnel")
+        raise MinipcError(
+            f"the machine's SSH does not answer at {address}, through the tunnel",
+            f"run it with --keep, then `minipc lab console {machine.name}`: `nft list ruleset`, `systemctl status ssh`",
+        )
     return "handshake, and SSH with the machine's own host key" + (", in the kernel" if in_kernel else "")

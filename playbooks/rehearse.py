@@ -355,7 +355,10 @@ def _certificate(machine: lab.Machine, target: Target) -> bytes:
     domain = target.settings.edge.domain
     found = certificates.served(machine.public_ipv4, domain, ("ip", "netns", "exec", "public"))
     if found is None:
-        raise CouldNotVerifyError(f"no certificate is shown for {domain} at {machine.public_ipv4}")
+        raise CouldNotVerifyError(
+            f"no certificate is shown for {domain} at {machine.public_ipv4}",
+            f"`minipc verify edge --inventory lab --host {machine.name}` says what Caddy could not do",
+        )
     return found.fingerprint(hashes.SHA256())
 
 

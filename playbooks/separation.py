@@ -192,7 +192,10 @@ class Proof:
         self.run.doors += rows
         wrong = [row for row in rows if not row.ok]
         if wrong:
-            raise MinipcError(f"{len(wrong)} of {len(rows)} doors are not as expected: {wrong[0].reason}")
+            raise MinipcError(
+                f"{len(wrong)} of {len(rows)} doors are not as expected: {wrong[0].reason}",
+                "the report shows all of them; `nft list ruleset` on the machine, what lets them through",
+            )
         return f"{moment}: {len(rows)} doors as expected"
 
     def look_during_a_converge(self, *, changing: bool) -> str:

@@ -102,7 +102,7 @@ class Stage:
                 outcomes = take(mini)
                 failed = [f"{repo}: {outcomes[repo]['error']}" for repo in needed if not outcomes[repo]["success"]]
                 if failed:
-                    raise MinipcError("; ".join(failed))
+                    raise MinipcError("; ".join(failed), "`journalctl -u 'minipc-backup@*' -n 50` on the machine")
                 self.last_backup_wal = _info(mini)["backup"][-1]["archive"]["stop"]
                 self._fill_segments(mini)
             with self.run.phase("lose the machine", "power; the disk stays where it is"):
@@ -125,7 +125,10 @@ class Stage:
         give_up_at = time.monotonic() + 180
         while (_info(mini)["archive"][-1]["max"] or "") < segment:
             if time.monotonic() > give_up_at:
-                raise MinipcError(f"WAL segment {segment} has not arrived off-site")
+                raise MinipcError(
+                    f"WAL segment {segment} has not arrived off-site",
+                    f"`minipc verify backups --inventory lab --host {mini.alias}` says what holds it up",
+                )
             time.sleep(1)
 
     def reset(self) -> None:

@@ -158,9 +158,12 @@ class Repository:
                 env={**self._environment, **(environment or {})},
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise MinipcError(f"git {argv[0]}: {error}") from error
+            raise MinipcError(f"git {argv[0]}: {error}", "`minipc doctor` says what this controller lacks") from error
         if done.returncode:
-            raise MinipcError(f"git {argv[0]}: {first_line(done.stderr.decode(errors='replace')) or 'failed'}")
+            raise MinipcError(
+                f"git {argv[0]}: {first_line(done.stderr.decode(errors='replace')) or 'failed'}",
+                "look at the deploy repository in a clone of your own",
+            )
         return done.stdout
 
 

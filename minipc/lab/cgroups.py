@@ -90,7 +90,10 @@ def kill_and_remove(name: str, *, timeout: float = 10) -> None:
             if _remove_tree(group):
                 break
             if time.monotonic() > deadline:
-                raise MinipcError(f"processes of lab machine {name} can't be ended: see {group}/**/cgroup.procs")
+                raise MinipcError(
+                    f"processes of lab machine {name} can't be ended: see {group}/**/cgroup.procs",
+                    "one that waits for a disk can't be killed: run the same command again, else reboot",
+                )
             time.sleep(0.01)
         _remove_if_empty(hierarchy / PARENT)
 

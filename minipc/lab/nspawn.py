@@ -73,7 +73,10 @@ def start(machine: Machine) -> ProcessId:
     )
     process = ProcessId.of(pid)
     if process is None:
-        raise MinipcError(f"{machine.name} ended at once: {tail(machine.console_log)}")
+        raise MinipcError(
+            f"{machine.name} ended at once: {tail(machine.console_log)}",
+            f"all that it said is in {machine.console_log}; `minipc lab down {machine.name}`, then bring it up again",
+        )
     return process
 
 
@@ -208,7 +211,7 @@ def tail(log: Path, lines: int = 20) -> str:
 
 def _seen_from_outside(machine: Machine, mountpoint: str) -> Path:
     if machine.process is None:
-        raise MinipcError(f"{machine.name} is not running")
+        raise MinipcError(f"{machine.name} is not running", f"`minipc lab start {machine.name}` boots it")
     return Path(f"/proc/{machine.process.pid}/root{machine.directory / mountpoint}")
 
 

@@ -73,7 +73,10 @@ def start(machine: Machine) -> ProcessId:
     )
     process = ProcessId.of(pid)
     if process is None:
-        raise MinipcError(f"{machine.name} ended at once: {tail(machine.console_log)}")
+        raise MinipcError(
+            f"{machine.name} ended at once: {tail(machine.console_log)}",
+            f"all that it said is in {machine.console_log}; `minipc lab down {machine.name}`, then bring it up again",
+        )
     return process
 
 

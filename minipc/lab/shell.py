@@ -13,6 +13,7 @@ from pathlib import Path
 from minipc.errors import MinipcError
 from minipc.paths import ROOT
 
+_MEND = "`minipc doctor` says what the lab lacks, `minipc lab down --all` mends what a crash left"
 PASSED_ON = ("PATH", "HOME", "MINIPC_CACHE_DIR", "MINIPC_STATE_DIR", "XDG_CACHE_HOME", "XDG_STATE_HOME")
 
 
@@ -39,9 +40,9 @@ def call(*argv: str, stdin: str = "", timeout: float = 60) -> str:
             pass_fds=tuple(kept_open),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise MinipcError(f"`{shlex.join(argv)}` failed: {error}") from error
+        raise MinipcError(f"`{shlex.join(argv)}` failed: {error}", _MEND) from error
     if done.returncode != 0:
-        raise MinipcError(f"`{shlex.join(argv)}` failed ({done.returncode}): {done.stderr.strip()}")
+        raise MinipcError(f"`{shlex.join(argv)}` failed ({done.returncode}): {done.stderr.strip()}", _MEND)
     return done.stdout
 
 
@@ -96,4 +97,6 @@ def _wait_for_pid(pid_file: Path) -> int:
         if pid_file.exists():
             return int(pid_file.read_text())
         time.sleep(0.002)
-    raise MinipcError(f"a detached process did not start: {pid_file} was not written")
+    raise MinipcError(
+        f"a detached process did not start: {pid_file} was not written", f"the logs beside it say why; {_MEND}"
+    )

@@ -124,6 +124,7 @@ def run(
         MinipcError: it failed (with `check`), or did not end in time.
     """
     program, *arguments = ssh_command(machine, *argv)
+    look = f"look there: `minipc lab ssh {machine.name}`, or `minipc lab console {machine.name}` without SSH"
     # It must not outlive us: the machine may go at the same moment, and then ssh would wait for a long time.
     command = ["setpriv", "--pdeathsig", "KILL", program, "-o", f"ConnectTimeout={connect_timeout}", *arguments]
     try:
@@ -132,9 +133,11 @@ def run(
             command, input=stdin, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout
         )
     except subprocess.TimeoutExpired as error:
-        raise MinipcError(f"{machine.name}: `{shlex.join(argv)}` did not end within {timeout:.0f} s") from error
+        raise MinipcError(f"{machine.name}: `{shlex.join(argv)}` did not end within {timeout:.0f} s", look) from error
     if check and done.returncode != 0:
-        raise MinipcError(f"{machine.name}: `{shlex.join(argv)}` failed ({done.returncode}): {done.stderr.strip()}")
+        raise MinipcError(
+            f"{machine.name}: `{shlex.join(argv)}` failed ({done.returncode}): {done.stderr.strip()}", look
+        )
     return done
 
 

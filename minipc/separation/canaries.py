@@ -113,7 +113,10 @@ def place(target: Target, public_ipv4: str, public_ipv6: str) -> Canaries:
         + "; true",
     ).split()
     if len(answered) != len(tries):
-        raise CouldNotVerifyError("a canary does not answer on the machine itself: its silence outside proves nothing")
+        raise CouldNotVerifyError(
+            "a canary does not answer on the machine itself: its silence outside proves nothing",
+            f"on the machine, `journalctl -u '{UNIT}*' -n 20` says why; then run the same command again",
+        )
     return canaries
 
 

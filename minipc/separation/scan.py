@@ -71,7 +71,10 @@ def scan(view: Viewpoint, address: str, ports: Collection[int] | None) -> Scan:
     try:
         done = view.run(*argv, timeout_s=LIMIT_S)
     except subprocess.TimeoutExpired:
-        raise CouldNotVerifyError(f"{view.side}: nmap did not end within {LIMIT_S} s") from None
+        raise CouldNotVerifyError(
+            f"{view.side}: nmap did not end within {LIMIT_S} s",
+            "run it again when the controller is idle",
+        ) from None
     if done.returncode:
         raise CouldNotVerifyError(f"{view.side}: nmap failed: {done.stderr.strip()[-300:]}", "minipc doctor --install")
     return parse(done.stdout)

@@ -14,29 +14,15 @@ from ipaddress import ip_network
 
 import pytest
 
+from minipc.separation import doors
+from minipc.separation.canaries import LISTENER
 from tests.verify.conftest import Side, eventually, not_exercised
 
 CANARY = "minipc-canary"
 NODE_PORT, POD_PORT = 30999, 8080
 # What people find open on machines like this one, beside everything below 1024 and everything that listens.
-NOTABLE = {1433, 2019, 2049, 2379, 2380, 3000, 3100, 3128, 3306, 3389, 4317, 5000, 5432, 5433, 5601, 5900, 6379, 6443}
-NOTABLE |= {7946, 8000, 8080, 8443, 8472, 9000, 9090, 9093, 9094, 9100, 9187, 9200, 10248, 10250, 10256, 11211, 27017}
-NOTABLE |= {30000, 30080, 30443, 32767}
-# Answers on TCP and UDP, on every address of the machine.
-LISTENER = """
-import socket, sys, threading
-port = int(sys.argv[1])
-tcp = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
-udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-udp.bind(("::", port))
-def echo():
-    while True:
-        udp.sendto(*udp.recvfrom(64))
-threading.Thread(target=echo, daemon=True).start()
-while True:
-    tcp.accept()[0].close()
-"""
+NOTABLE = doors.NOTABLE | {1433, 2049, 3128, 3306, 3389, 4317, 5000, 5601, 5900, 7946, 9000, 9200, 10248, 10256, 11211}
+NOTABLE |= {27017}
 
 
 @dataclass(frozen=True)
