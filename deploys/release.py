@@ -24,7 +24,10 @@ PACKAGES = [
     "redis-server",
     "restic",
     "restic-rest-server",
+    "syslog-ng-core",
     "systemd",
+    "wireguard-go",
+    "wireguard-tools",
 ]
 
 
