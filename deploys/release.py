@@ -26,7 +26,10 @@ PACKAGES = [
     "redis-server",
     "restic",
     "restic-rest-server",
+    "syslog-ng-core",
     "systemd",
+    "wireguard-go",
+    "wireguard-tools",
 ]
 
 

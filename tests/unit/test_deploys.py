@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import re
 import subprocess
 from fnmatch import fnmatch
@@ -12,6 +14,7 @@ import pytest
 from minipc.components import BY_NAME, COMPONENTS, deploy_files, missing_needs, select
 from minipc.errors import ConfigError
 from minipc.paths import ROOT
+from tests.unit.deploy_run import OFFSITE, run_deploys
 
 
 def _site() -> str:
@@ -90,19 +93,63 @@ def test_needs_come_before():
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_operation_is_named_and_every_deploy_is_guarded(name):
     """An operation without a name prints its arguments; a deploy without config() could hit the wrong machine."""
-    tree = ast.parse((ROOT / BY_NAME[name].deploy).read_text())
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    modules = {"apt", "server", "files", "systemd"}
-    called = [(call, ast.unparse(call.func)) for call in calls]
-    operations = [
-        call
-        for call, name in called
-        if name in {"install", "place", "unit", "units", "arm", "confirm"} or name.split(".")[0] in modules
-    ]
-    assert operations or name == "release"
+    known = _operations(name)
+    operations = [call for call in _calls(name) if ast.unparse(call.func).split(".")[0] in known]
+    assert operations
     for call in operations:
         assert any(keyword.arg == "name" for keyword in call.keywords), ast.unparse(call)
-    assert any(isinstance(call.func, ast.Name) and call.func.id == "config" for call in calls)
+    assert any(ast.unparse(call.func) == "config" for call in _calls(name))
+
+
+def test_operations_are_found_at_all():
+    assert {"git", "server", "install", "place", "unit"} <= _operations("offsite")
+    assert {"objects_present", "once", "secret_present"} <= _operations("argocd")
+
+
+def _operations(name: str) -> set[str]:
+    """What a deploy imports of pyinfra's operations and ours: modules of operations, operations, what makes some."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / BY_NAME[name].deploy).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and "operations" in node.module.split("."):
+            module = importlib.import_module(node.module)
+            imported = {alias.name: getattr(module, alias.name) for alias in node.names}
+            found |= {each for each, thing in imported.items() if _makes_operations(thing)}
+    return found
+
+
+def _makes_operations(thing: object) -> bool:
+    ours = inspect.isfunction(thing) and "name" in inspect.signature(thing).parameters
+    return inspect.ismodule(thing) or hasattr(thing, "_inner") or ours
+
+
+MACHINES = {
+    "under systemd": ("mini", {"workload_runtime": "stand-in", "backups_offsite": OFFSITE}),
+    "in K3s": ("mini", {"workload_runtime": "k3s", "backups_offsite": OFFSITE}),
+    "alone": ("mini", {"backups_offsite": None}),
+    "off-site": ("offsite", {"offsite_deploy_repository": True}),
+}
+
+
+@pytest.mark.parametrize(("role", "settings"), MACHINES.values(), ids=MACHINES)
+def test_a_machine_gets_its_components_in_order_and_no_operation_twice(monkeypatch, role, settings):
+    operations = run_deploys(monkeypatch, role, **settings).operations
+    places = [list(BY_NAME).index(component) for component, _ in operations]
+    assert places == sorted(places)
+    assert len(set(operations)) == len(operations)
+
+
+# Installed, but nobody asks which version it was.
+BESIDES = {"ca-certificates", "curl", "dbus", "git", "iproute2", "ipset", "iptables", "kmod", "promtool", "rsync"}
+BESIDES |= {"sudo", "syslog-ng-mod-http", "unattended-upgrades"}
+
+
+def test_the_release_writes_down_what_is_installed(monkeypatch):
+    done = [run_deploys(monkeypatch, role, **settings) for role, settings in MACHINES.values()]
+    written = set(done[0].deploys["release"]["PACKAGES"])
+    installed = {package for each in done for package in each.packages}
+    libraries = set((ROOT / "workload/packages.txt").read_text().split())
+    assert written - installed == {"systemd"}
+    assert installed - libraries - written == BESIDES, "put it into PACKAGES of deploys/release.py, or here"
 
 
 def test_what_must_be_there_already_is_known_by_its_trace():

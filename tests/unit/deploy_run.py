@@ -1,0 +1,100 @@
+"""Runs the deploys without a machine: what they would do, in order. Facts, secrets and upstream files are made up."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pyinfra import context
+from pyinfra.api import Config, Host, Inventory, State
+from pyinfra.operations import apt
+
+from minipc import deploying
+from minipc.argocd import manifest
+from minipc.artifacts import Artifact
+from minipc.components import Role, select
+from minipc.config import load
+from minipc.facts import memory
+from minipc.operations import packages
+from minipc.paths import ROOT
+from minipc.progress import split_name
+from minipc.secrets import Secret, Secrets
+from minipc.secrets.catalogue import whole
+from minipc.secrets.generate import new_value
+
+OFFSITE = "offsite-mini"
+FACTS: dict[str, Any] = {
+    "Arch": "x86_64",
+    "BackupsState": SimpleNamespace(live=None, stanza=None),
+    "InUserNamespace": True,
+    "MachineSize": {"memory_mb": 8192},
+    "WireguardInKernel": False,
+}
+
+
+@dataclass
+class Done:
+    """What the deploys of a machine asked pyinfra for.
+
+    Attributes:
+        operations: component and name, in the order in which they would run.
+        packages: of Debian.
+        deploys: what each deploy file defines.
+    """
+
+    operations: list[tuple[str, str]] = field(default_factory=list)
+    packages: set[str] = field(default_factory=set)
+    deploys: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def run_deploys(monkeypatch: pytest.MonkeyPatch, role: Role = "mini", **overrides: Any) -> Done:
+    """All deploys of a machine of the lab.
+
+    Args:
+        overrides: of group_data.
+    """
+    data = {"ssh_hostname": "10.77.0.10", "offsite_address": "203.0.113.7", "machine_identity": "id-1"}
+    alias = OFFSITE if role == "offsite" else "mini"
+    inventory = Inventory(([(name, data) for name in ("mini", OFFSITE)], {}), offsite=([OFFSITE], {}))
+    state = State()
+    state.init(inventory, Config())
+    state.check_for_changes = False
+    settings = load("lab", **overrides)
+    values = {entry.name: new_value(entry.generate or "alphanumeric") for entry in whole(settings)}
+
+    def secrets(environment: str, names: Iterable[str], optional: Iterable[str] = ()) -> Secrets:
+        return Secrets({name: Secret(name, values[name]) for name in names}, frozenset(optional))
+
+    def upstream(name: str, arch: str) -> Artifact:
+        return Artifact(name, "amd64", "locked", "1", f"{name}.zip", path=Path("/dev/null"), version="1", sha256="0")
+
+    monkeypatch.setattr(Host, "get_fact", lambda host, fact, **_: FACTS[fact.__name__])
+    monkeypatch.setattr(manifest, "render", lambda path: b"")
+    monkeypatch.setattr(memory, "_announced", memory.defaultdict(dict))
+    monkeypatch.setattr(packages, "_together", packages.defaultdict(list))
+    monkeypatch.setattr(deploying, "_settings", {alias: settings})
+    monkeypatch.setattr(deploying, "load", secrets)
+    monkeypatch.setattr(deploying, "resolve", upstream)
+    installed: list[list[str]] = []
+    apt_packages = apt.packages
+
+    def noted(packages: list[str], **more: Any) -> Any:
+        installed.append(packages)
+        return apt_packages(packages=packages, **more)
+
+    monkeypatch.setattr(apt, "packages", noted)
+
+    done = Done()
+    host = inventory.get_host(alias)
+    with context.ctx_state.use(state), context.ctx_inventory.use(inventory), context.ctx_host.use(host):
+        for component in select([], role):
+            done.deploys[component.name] = runpy.run_path(str(ROOT / component.deploy))
+    names = [name for operation in host.op_hash_order for name in state.op_meta[operation].names]
+    done.operations = [split_name(name) for name in names]
+    done.packages = {package for each in installed for package in each}
+    return done
