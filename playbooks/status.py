@@ -1,11 +1,13 @@
 """The operator's questions put to a machine: on one screen (`minipc status`), and down to the cause (`minipc triage`).
 
-Status asks Prometheus, and the machine itself where Prometheus does not answer. Triage always asks the machine itself,
-because a measurement may be a minute old, and Prometheus only for what the machine can't tell at once.
+Status asks Prometheus, and the machine itself where Prometheus does not answer; of the off-site machine, its watcher.
+Triage always asks the machine itself, because a measurement may be a minute old, and Prometheus only for what the
+machine can't tell at once.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,12 +29,15 @@ from minipc.checks.asking import (
 from minipc.checks.verdict import LAYERS, Verdict, judge, shown, what_next, worst
 from minipc.display import console_for
 from minipc.errors import EXIT_COULD_NOT_VERIFY, EXIT_FAIL, EXIT_PASS, CouldNotVerifyError
-from minipc.inventory import Environment, Target, the_target
+from minipc.inventory import Environment, Target, offsite_target, the_target
 from minipc.remote import on
 from minipc.wording import one_line
 
 # All questions are asked at once; none takes longer than its own patience.
 LIMIT_S = 40
+# The watcher's own words: templates/watcher/watcher.py.
+WATCHER_STATE = "/var/lib/minipc-watcher/state.json"
+WATCHED_THERE = ("units", "disk", "copies")
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,16 @@ def status(environment: Environment, alias: str | None = None, *, direct: bool =
     target, checks, console = the_target(environment, alias), load(), console_for()
     asked = ask(target, environment, checks, prefer="machine" if direct else "prometheus")
     verdict = judge(checks, asked.answers)
-    console.print(_table(checks, asked, verdict))
+    table, beside = _table(checks, asked, verdict), off_site(environment, target)
+    if beside:
+        table.add_row(*_row_of_off_site(beside))
+    console.print(table)
     if not asked.reachable:
         console.print(Text(f"{target.alias} can't be reached: asked from outside only", "bold red"))
     elif not asked.prometheus and not direct:
         console.print(Text("Prometheus does not answer: the machine itself was asked", "bold yellow"))
     console.print(_sentence(verdict, asked), soft_wrap=True)
-    return _exit_code(verdict)
+    return _exit_code(verdict, beside)
 
 
 def triage(environment: Environment, alias: str | None = None) -> int:
@@ -110,6 +118,37 @@ def ask(target: Target, environment: Environment, checks: Checks, *, prefer: str
     # In the order of asking.
     answers = {check.id: found[check.id] for check in checks.checks}
     return Asked(answers, bool(measured), reachable)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the watcher says of the off-site machine it runs on; `unknown` when it can't be asked."""
+
+    wrong: str = ""
+    unknown: str = ""
+
+
+def off_site(environment: Environment, target: Target) -> Beside | None:
+    """Prometheus measures nothing there, so its watcher is asked; None where the inventory has no such machine."""
+    other = offsite_target(environment, target)
+    if other is None:
+        return None
+    try:
+        printed = on(other, f"systemctl is-active --quiet minipc-watcher && cat {WATCHER_STATE}", timeout_s=PATIENCE_S)
+        state = json.loads(printed)
+        wrong = [f"{name}: {state[name]['reason']}" for name in WATCHED_THERE if state[name]["failures"]]
+    except (CouldNotVerifyError, ValueError, KeyError, TypeError) as error:
+        return Beside(unknown=f"its watcher can't be asked: {error}")
+    return Beside("; ".join(wrong))
+
+
+def _row_of_off_site(beside: Beside) -> tuple[Text, Text, Text, Text]:
+    question = "Is the off-site machine well?"
+    if beside.unknown:
+        return Text("?", "bold yellow"), Text(question), Text(one_line(beside.unknown), "dim"), Text("")
+    if beside.wrong:
+        return Text("✗", "bold red"), Text(question, "bold red"), Text(one_line(beside.wrong)), Text("P2")
+    return Text("✓", "green"), Text(question), Text("yes"), Text("")
 
 
 def _measured(target: Target, checks: Checks) -> dict[str, Answer]:
@@ -187,7 +226,7 @@ def _sentence(verdict: Verdict, asked: Asked) -> Text:
     return Text(one_line(verdict.sentence), style)
 
 
-def _exit_code(verdict: Verdict) -> int:
-    if verdict.causes:
+def _exit_code(verdict: Verdict, beside: Beside | None = None) -> int:
+    if verdict.causes or (beside and beside.wrong):
         return EXIT_FAIL
-    return EXIT_COULD_NOT_VERIFY if verdict.unknown else EXIT_PASS
+    return EXIT_COULD_NOT_VERIFY if verdict.unknown or (beside and beside.unknown) else EXIT_PASS

@@ -46,6 +46,13 @@ def level(alert: str, series: str, bad: str, good: str, at: str = "5m") -> Case:
     return Case(alert, {series: f"{bad}x200"}, {series: f"{good}x200"}, at)
 
 
+def bundle(**changed: str) -> Series:
+    """What a break-glass bundle that fits is measured by, with changes."""
+    well = {"check_success": "1x320", "matches": "1x320", "created_timestamp_seconds": "0x320"}
+    well |= {"checked_timestamp_seconds": "0x320"}
+    return {f"minipc_bundle_{name}": values for name, values in well.items()} | changed
+
+
 DISK = 'device="d",fstype="ext4",mountpoint="/"'
 API = 'job="workload-api",service="api",method="GET",route="/api/parking"'
 JOB = 'job="workload-worker",job_name="ingest"'
@@ -191,13 +198,16 @@ CASES: dict[str, list[Case]] = {
         level("RtoOverBudget", 'minipc_drill_duration_seconds{repo="repo1"}', "15000", "300", "1m"),
         level("RtoOverBudget", "minipc_rehearsal_rto_seconds", "15000", "300", "1m"),
         level("RehearsalFailed", "minipc_rehearsal_success", "0", "1", "1m"),
+        Case("BundleOutdated", bundle(minipc_bundle_matches="0x320"), bundle(), at="65m"),
+        Case("BundleOutdated", bundle(minipc_bundle_created_timestamp_seconds="-7776000x320"), {}, at="65m"),
+        # None was ever made; one could not be looked at, whatever was known of it before.
+        Case("BundleOutdated", {"up": "1x320"}, {}, at="65m"),
         Case(
             "BundleOutdated",
-            {"minipc_bundle_matches": "0x320"},
-            {"minipc_bundle_matches": "1x320", "minipc_bundle_created_timestamp_seconds": "0x320"},
+            {"minipc_bundle_checked_timestamp_seconds": "0x320", "minipc_bundle_check_success": "0x320"},
+            bundle(minipc_bundle_check_success="0x20 1x300"),
             at="65m",
         ),
-        Case("BundleOutdated", {"minipc_bundle_created_timestamp_seconds": "-7776000x320"}, {}, at="65m"),
     ],
     "host": [
         Case(
