@@ -267,6 +267,15 @@ def test_from_the_network_to_the_vpn_and_back_from_the_console(site):
         assert "minipc-break-glass.timer" in site.console("systemctl list-timers --no-legend")
         site.console("minipc-break-glass close")
         assert not site.by_network
+
+        # A network card that is called something else today.
+        rename = "ip link set {0} down; ip link set {0} name {1}; ip link set {1} up"
+        site.console(rename.format("operator0", "renamed0"))
+        try:
+            site.console("minipc-break-glass")
+            assert wait_until(lambda: site.by_network, 20)
+        finally:
+            site.console(rename.format("renamed0", "operator0"))
         site.console("minipc-break-glass")
     finally:
         site.settings["firewall_operator_access"] = "networks"
