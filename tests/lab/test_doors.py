@@ -268,15 +268,10 @@ def test_from_the_network_to_the_vpn_and_back_from_the_console(site):
         site.console("minipc-break-glass close")
         assert not site.by_network
 
-        # A network card that is called something else today.
-        rename = "ip link set {0} down; ip link set {0} name {1}; ip link set {1} up"
-        site.console(rename.format("operator0", "renamed0"))
-        try:
-            site.console("minipc-break-glass")
-            assert wait_until(lambda: site.by_network, 20)
-        finally:
-            site.console(rename.format("renamed0", "operator0"))
+        # A network card that has another name than the rules say; the converge below mends them.
+        site.console("sed -i 's/operator0/renamed0/g' /etc/minipc/firewall.nft /etc/minipc/firewall-break-glass.nft")
         site.console("minipc-break-glass")
+        assert site.by_network
     finally:
         site.settings["firewall_operator_access"] = "networks"
         site.console("minipc-break-glass")
