@@ -30,6 +30,7 @@ def firewall() -> None:
         "data_ports": [settings.postgres.port, settings.redis.port],
         "repository": literal_address(settings.argocd.repository, offsite_address(), settings.offsite.sftp_port),
         **_by_family("near", settings.firewall.operator_networks),
+        "any_interface": False,
     }
     networks = _by_family("operator", settings.firewall.operator_networks)
     beside_the_vpn = networks if settings.firewall.operator_access == "networks" else _by_family("operator", [])
@@ -57,7 +58,7 @@ def firewall() -> None:
             File("rules.nft.j2", "/etc/minipc/firewall-break-glass.nft", mode="640", check="nft -c -f {path}"),
             File("break-glass.sh", "/usr/local/sbin/minipc-break-glass", mode="755", check="sh -n {path}"),
         ],
-        values=values | networks,
+        values=values | networks | {"any_interface": True},
     )
     rules = place(
         name="configure the rules",

@@ -19,6 +19,7 @@ from minipc.remote import describe, versions
 from minipc.run import PhaseFailedError, Run
 from minipc.verdicts import SIGNS
 from minipc.verification import Verification, smoke, verify
+from playbooks import beside_the_vpn
 from playbooks.bundle_metrics import push
 
 CONVERGE = "converge"
@@ -49,6 +50,7 @@ def apply(environment: Environment, names: Sequence[str], alias: str | None) -> 
         except PhaseFailedError as failed:
             run.note(f"what was printed: {run.log}")
             refused = isinstance(failed.__cause__, RefusedError)
+        beside_the_vpn.tell(run, environment, target)
     record = run.conclude(
         target=facts,
         group=environment,
@@ -90,11 +92,11 @@ def check(environment: Environment, names: Sequence[str], alias: str | None, *, 
         seen = smoke(environment, target, events=run.events, log=run.log)
     else:
         seen = verify(environment, target, names, events=run.events, log=run.log)
-    _print(seen)
+    _print(seen, beside_the_vpn.why_open(environment, target))
     return EXIT_FAIL if seen.failed else EXIT_PASS
 
 
-def _print(seen: Verification) -> None:
+def _print(seen: Verification, beside: str) -> None:
     console = console_for()
     for each in seen.checks:
         if each.outcome != "passed":
@@ -102,4 +104,7 @@ def _print(seen: Verification) -> None:
                 f"{SIGNS[each.outcome]} {each.outcome.upper()} {each.component}: {each.name}: {each.message}",
                 markup=False,
             )
+    if beside:
+        sign = SIGNS["not-exercised"]
+        console.print(f"{sign} NOT-EXERCISED firewall: {beside_the_vpn.WHAT}: {beside}", markup=False)
     console.print(seen.summary)

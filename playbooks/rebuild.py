@@ -40,7 +40,7 @@ from minipc.secrets.catalogue import GENERATION
 from minipc.secrets.generate import renew
 from minipc.variables import RUN_VARIABLE
 from minipc.verification import smoke, verify
-from playbooks import dns_cutover, phases
+from playbooks import beside_the_vpn, dns_cutover, phases
 from playbooks.adopt import adopt
 from playbooks.gitops import bring_up
 
@@ -116,6 +116,8 @@ def rebuild(environment: Environment, entry: HostEntry, fingerprint: str, option
     code = _exit_code(failure)
     if part_of:
         return code
+    # It came in beside the VPN, and left that way open.
+    beside_the_vpn.tell(run, environment, the_target(environment, entry[0]))
     whole = failure is None and options.until is None
     record = _record(run, environment, entry[0], components=() if whole else None)
     report_path, record_path = run.publish(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,8 +30,8 @@ def vpn() -> None:
 @vpn.command()
 @click.argument("name")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Where the device's file goes.")
-@click.option("--qr/--no-qr", default=True, show_default=True, help="Show the QR code: a phone's app can read it.")
-def add(name: str, output: Path | None, qr: bool) -> None:
+@click.option("--qr/--no-qr", default=None, help="Show the QR code, for a phone's app; by default on a terminal only.")
+def add(name: str, output: Path | None, qr: bool | None) -> None:
     """Make a device's key and configuration (0600), and put the device on the list."""
     target = the_target("production")
     path = output or config_dir("vpn") / f"{name}.conf"
@@ -38,7 +39,8 @@ def add(name: str, output: Path | None, qr: bool) -> None:
     if not create_private(path, text.encode()):
         raise RefusedError(f"{path} is there already", "move it away, or give another --output")
     write_peers(peers)
-    if qr:
+    # It holds the private key: not for a log that somebody's output goes to.
+    if sys.stdout.isatty() if qr is None else qr:
         click.echo(qr_code(text))
     click.echo(f"{name} may connect as {', '.join(peers[-1]['allowed_ips'])}, once the machine knows it")
     click.echo(f"its configuration, private key included: {path}  (wg-quick up {path})")

@@ -24,6 +24,7 @@ def rules(**values) -> str:
         "service_address": "10.88.0.1",
         "data_ports": [5432, 6379],
         "repository": [(4, "10.77.0.20", 2222), (6, "fd77::20", 22)],
+        "any_interface": False,
         **NETWORKS,
         **NEAR,
     }
@@ -56,7 +57,19 @@ def test_that_holds_where_the_networks_are_shut_to_the_operator():
     assert chain(shut, "from_pods") == chain(rules(), "from_pods")
 
 
-@pytest.mark.parametrize("values", [{}, {"vpn": None, "repository": []}, {"near_ipv6": [], "repository": []}])
+def test_from_the_console_the_source_decides_whatever_the_interface_is_called():
+    """A network card that was renamed locks everybody out: break-glass must not depend on its name."""
+    usual, glass = chain(rules(), "input"), chain(rules(any_interface=True), "input")
+    assert 'iifname { "operator0" } ip saddr { 10.77.0.0/24 } jump operator' in usual
+    assert 'iifname { "operator0" } ip6 saddr { fd77::/64 } jump operator' in usual
+    assert "ip saddr { 10.77.0.0/24 } jump operator" in glass
+    assert "ip6 saddr { fd77::/64 } jump operator" in glass
+    assert len(glass) == len(usual)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"any_interface": True}, {"vpn": None, "repository": []}, {"near_ipv6": [], "repository": []}]
+)
 def test_they_are_rules(tmp_path, values):
     if not shutil.which("nft") or os.geteuid():
         pytest.skip("NOT EXERCISED: no nft here, or not root")

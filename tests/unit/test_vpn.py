@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -62,7 +63,7 @@ def test_addresses_are_given_in_order_and_never_twice():
 
 
 def test_a_device_is_added(home):
-    done = run("add", "laptop")
+    done = run("add", "laptop", "--qr")
     assert done.exit_code == 0, done.output
     path = home / "config/vpn/laptop.conf"
     text = path.read_text()
@@ -78,6 +79,14 @@ def test_a_device_is_added(home):
     assert private not in done.output, "the key is in the file and in the QR code, not in words"
     assert private not in (home / "peers.json").read_text()
     assert "█" in done.output
+
+
+def test_the_qr_code_is_for_a_terminal_only(home, monkeypatch):
+    """It holds the private key, and output that goes elsewhere is kept by somebody."""
+    assert "█" not in run("add", "laptop").output
+    monkeypatch.setattr(cli, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    assert "█" in run("add", "phone").output
+    assert "█" not in run("add", "tablet", "--no-qr").output
 
 
 def test_a_name_is_given_once_and_a_file_never_overwritten(home):
