@@ -28,7 +28,7 @@ from minipc.display import print_summary, watch
 from minipc.dns.changes import Change
 from minipc.dns.provider import Addresses, open_provider, wanted_records
 from minipc.errors import EXIT_FAIL, EXIT_PASS, CouldNotVerifyError, MinipcError, RefusedError
-from minipc.facts.postgres import RESTORE_UNFINISHED
+from minipc.facts.postgres import RESTORE_OUTCOME, RESTORE_UNFINISHED
 from minipc.inventory import Environment, HostEntry, Target, offsite_target, the_target
 from minipc.lab.inventory import pin_lab_machine
 from minipc.lab.zone import as_a_client, zone_of
@@ -48,9 +48,6 @@ DATA = "/var/lib/postgresql/17/main"
 SYSTEM_IDENTIFIER = (
     f"/usr/lib/postgresql/17/bin/pg_controldata {DATA} | sed -n 's/^Database system identifier: *//p' | grep ."
 )
-# The newest timeline's history says where each earlier one ended.
-HISTORY = f"cat $(ls {DATA}/pg_wal/*.history 2>/dev/null | sort | tail -n 1) </dev/null"
-SEGMENT_BYTES = 16 * 1024 * 1024
 # On the machine for as long as it is being rebuilt.
 UNFINISHED = "/var/lib/minipc/rebuild-unfinished"
 ACCEPT_GAP = ("--data", "postgres_from_backup=restore-incomplete")
@@ -234,7 +231,7 @@ def come_back(
             return
         _converge(run, environment, target, phase, options)
         if phase is phases.DATA:
-            back = restored(target, accept_missing_wal=options.accept_missing_wal)
+            back = restored(target)
             run.data_classes += back.classes
             rows = "; ".join(f"{each.name}: {each.rows_found} rows" for each in back.classes)
             say(f"{rows}; from {back.label or 'the database that was there'}")
@@ -336,48 +333,15 @@ def _converge(
     converge(environment, phase.files, log=run.log, events=run.events, limit=target.alias, options=told)
 
 
-def restored(target: Target, *, accept_missing_wal: bool = False) -> Restored:
-    """Asks the database what it holds.
-
-    Raises:
-        CouldNotVerifyError: it doesn't answer.
-        MinipcError: recovery ended before the last WAL segment that was there.
-    """
-    outcome: dict[str, Any] = json.loads(on(target, "cat /var/lib/minipc/backups/restore.json 2>/dev/null || echo {}"))
-    if not accept_missing_wal:
-        check_recovery(outcome.get("wal_until"), on(target, HISTORY))
+def restored(target: Target) -> Restored:
+    """Asks the database what it holds. Raises CouldNotVerifyError: it doesn't answer."""
+    outcome: dict[str, Any] = json.loads(on(target, f"cat {RESTORE_OUTCOME} 2>/dev/null || echo {{}}"))
     classes = [
         _ask_class(target, each.name, each.database, [table.name for table in each.tables])
         for each in target.settings.backups.data_classes
     ]
     beat = query(target, "minipc", "SELECT coalesce(extract(epoch FROM max(at)), 0) FROM heartbeat")
     return Restored(classes, float(beat) or None, outcome.get("label"), outcome.get("seconds"))
-
-
-def check_recovery(until: str | None, history: str) -> None:
-    """Whether recovery went as far as there was WAL: when a repository fails half-way, PostgreSQL takes what it has
-    for everything, and says nothing.
-
-    Args:
-        until: the newest segment in the repositories when the restore began; None: there was no restore.
-        history: where each timeline ended, a line each (`1\t0/5000060\tno recovery target specified`).
-
-    Raises:
-        MinipcError: it ended in an earlier segment.
-    """
-    ends = [line.split("\t")[1] for line in history.splitlines() if line.count("\t") >= 2]
-    if until is None or not ends:
-        return
-    high, low = (int(part, 16) for part in ends[-1].split("/"))
-    ended = ((high << 32) + low - 1) // SEGMENT_BYTES
-    wanted = (int(until[8:16], 16) << 8) + int(until[16:24], 16)
-    if ended < wanted:
-        raise MinipcError(
-            f"recovery ended at {ends[-1]}, before WAL segment {until}, which is in a repository: what was written in "
-            "between is missing",
-            f"was the off-site machine away for a moment? Remove {UNFINISHED} on the machine and run again with "
-            "--replace-database, or accept the loss with --accept-missing-wal",
-        )
 
 
 def _ask_class(target: Target, name: str, database: str, tables: Sequence[str]) -> DataClassResult:

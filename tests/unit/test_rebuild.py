@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minipc import config
-from minipc.errors import MinipcError, RefusedError
+from minipc.errors import RefusedError
 from minipc.inventory import Target
 from playbooks import rebuild
 
@@ -66,23 +66,3 @@ def test_a_rebuild_that_was_cut_off_goes_on_and_moves_nothing_aside(begin):
     machine = Machine(database=IDENTIFIER, unfinished=True)
     assert "it goes on" in begin(machine, IDENTIFIER)[0]
     assert machine.done == []
-
-
-@pytest.mark.parametrize(
-    ("history", "until"),
-    [
-        ("1\t0/F000000\tno recovery target specified", "00000001000000000000000E"),
-        ("1\t0/E000150\tno recovery target specified", "00000001000000000000000E"),
-        ("1\t0/3000000\tx\n2\t1/5000060\tx\n", "000000020000000100000005"),
-        ("1\t0/3000000\tx", None),
-        ("", "00000001000000000000000E"),
-    ],
-)
-def test_a_recovery_that_went_as_far_as_there_was_wal(history, until):
-    rebuild.check_recovery(until, history)
-
-
-def test_a_recovery_that_ended_too_early_is_told():
-    """pgBackRest could not get a segment; PostgreSQL took that for the end."""
-    with pytest.raises(MinipcError, match=r"ended at 0/9000000, before WAL segment 00000001000000000000000E"):
-        rebuild.check_recovery("00000001000000000000000E", "1\t0/9000000\tno recovery target specified")
