@@ -30,13 +30,15 @@ from minipc.dns.provider import Addresses, open_provider, wanted_records
 from minipc.errors import EXIT_FAIL, EXIT_PASS, CouldNotVerifyError, MinipcError, RefusedError
 from minipc.facts.postgres import RESTORE_OUTCOME, RESTORE_UNFINISHED
 from minipc.inventory import Environment, HostEntry, Target, offsite_target, the_target
+from minipc.keys import public_key
 from minipc.lab.inventory import pin_lab_machine
 from minipc.lab.zone import as_a_client, zone_of
 from minipc.pins import write_pin
 from minipc.records import DataClassResult, Record, exit_code
 from minipc.remote import describe, on, query, versions
 from minipc.run import PhaseFailedError, Run
-from minipc.secrets.catalogue import GENERATION
+from minipc.secrets import open_store
+from minipc.secrets.catalogue import GENERATION, SFTP_KEY
 from minipc.secrets.generate import renew
 from minipc.variables import RUN_VARIABLE
 from minipc.verification import smoke, verify
@@ -48,7 +50,7 @@ DATA = "/var/lib/postgresql/17/main"
 SYSTEM_IDENTIFIER = (
     f"/usr/lib/postgresql/17/bin/pg_controldata {DATA} | sed -n 's/^Database system identifier: *//p' | grep ."
 )
-# On the machine for as long as it is being rebuilt.
+# On the machine for as long as it is being rebuilt; in it, the public key that this rebuild made for it.
 UNFINISHED = "/var/lib/minipc/rebuild-unfinished"
 ACCEPT_GAP = ("--data", "postgres_from_backup=restore-incomplete")
 
@@ -178,10 +180,21 @@ def fence(run: Run, environment: Environment, target: Target) -> None:
     if offsite is None:
         run.not_exercised("fence of the lost machine", "there is no off-site machine (backups_offsite is None)")
         return
-    with run.phase(phases.FENCE.name, phases.FENCE.detail):
+    with run.phase(phases.FENCE.name, phases.FENCE.detail) as say:
         on(offsite, "true")  # before the keys change: one that can't be reached would not learn the new ones
-        renew(environment, GENERATION)
+        # A recovery that goes on without us reads with the key that a first attempt made: another one would cut it off.
+        kept = on(target, f"cat {UNFINISHED} 2>/dev/null || true")
+        if kept and kept == _public_key(environment):
+            say("the key that this rebuild made for the machine stays")
+        else:
+            renew(environment, GENERATION)
         converge(environment, phases.FENCE.files, log=run.log, events=run.events, limit=offsite.alias)
+        on(target, f"[ ! -e {UNFINISHED} ] || cat > {UNFINISHED}", stdin=f"{_public_key(environment)}\n")
+
+
+def _public_key(environment: Environment) -> str:
+    """Of the key with which the machine comes to the off-site one."""
+    return public_key(open_store(environment).get(SFTP_KEY))
 
 
 def begin(target: Target, replace: str, say: Callable[[str], None]) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from minipc import config
 from minipc.errors import RefusedError
 from minipc.inventory import Target
+from minipc.keys import public_key
+from minipc.run import Run
+from minipc.secrets import Secret
+from minipc.secrets.generate import ssh_private_key
 from playbooks import rebuild
 
 IDENTIFIER = "7574901234567890123"
@@ -66,3 +72,57 @@ def test_a_rebuild_that_was_cut_off_goes_on_and_moves_nothing_aside(begin):
     machine = Machine(database=IDENTIFIER, unfinished=True)
     assert "it goes on" in begin(machine, IDENTIFIER)[0]
     assert machine.done == []
+
+
+@pytest.fixture
+def fence(monkeypatch, tmp_path):
+    """Runs `fence` on a machine whose mark holds something; returns what was done, and what the mark holds then."""
+    settings = config.load("lab")
+    keys = {"new": ssh_private_key(), "own": ssh_private_key()}
+
+    def run(mark: str | None) -> tuple[list[str], str | None]:
+        done: list[str] = []
+        own = public_key(Secret("backups.sftp_key", keys["own"]))
+        state = {"store": keys["own"], "mark": own if mark == "own" else mark}
+
+        def on(_: Target, command: str, stdin: str = "", **__: object) -> str:
+            if command.startswith("cat"):
+                return state["mark"] or ""
+            if "cat >" in command and state["mark"] is not None:
+                state["mark"] = stdin.strip()
+            return ""
+
+        def renew(*_: object) -> None:
+            done.append("renew")
+            state["store"] = keys["new"]
+
+        store = SimpleNamespace(get=lambda name: Secret(name, state["store"]))
+        monkeypatch.setattr("minipc.run.REPORTS", tmp_path)
+        monkeypatch.setattr(rebuild, "on", on)
+        monkeypatch.setattr(rebuild, "renew", renew)
+        monkeypatch.setattr(rebuild, "open_store", lambda _: store)
+        monkeypatch.setattr(rebuild, "converge", lambda *_, **__: done.append("converge"))
+        monkeypatch.setattr(rebuild, "offsite_target", lambda *_: Target("offsite", {}, settings))
+        rebuild.fence(Run("rebuild"), "lab", Target("mini", {}, settings))
+        told = {public_key(Secret("backups.sftp_key", key)): name for name, key in keys.items()}
+        return done, told.get(state["mark"] or "", state["mark"])
+
+    return run
+
+
+def test_the_fence_makes_a_new_key_and_notes_it(fence):
+    assert fence("") == (["renew", "converge"], "new")
+
+
+def test_a_resumed_rebuild_keeps_the_key_that_it_made(fence):
+    """Another one would revoke the one with which the machine is reading its WAL."""
+    assert fence("own") == (["converge"], "own")
+
+
+def test_the_key_of_the_lost_machine_is_never_kept(fence):
+    """The rebuild was cut off before the mark had the new one, or goes on from a computer that has not got it."""
+    assert fence("ssh-ed25519 another") == (["renew", "converge"], "new")
+
+
+def test_a_machine_that_is_not_being_rebuilt_gets_no_mark(fence):
+    assert fence(None) == (["renew", "converge"], None)
