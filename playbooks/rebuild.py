@@ -42,6 +42,7 @@ from minipc.secrets.catalogue import GENERATION, SFTP_KEY
 from minipc.secrets.generate import renew
 from minipc.variables import RUN_VARIABLE
 from minipc.verification import smoke, verify
+from minipc.wording import duration
 from playbooks import dns_cutover, phases
 from playbooks.adopt import adopt
 from playbooks.gitops import bring_up
@@ -52,6 +53,21 @@ SYSTEM_IDENTIFIER = (
 )
 # On the machine for as long as it is being rebuilt; in it, the public key that this rebuild made for it.
 UNFINISHED = "/var/lib/minipc/rebuild-unfinished"
+# What must not write into a restored database before it is verified. Not even after a reboot: their phases enable it.
+WRITERS = "'workload-*.service' 'minipc-heartbeat.timer' 'minipc-backup-*.timer' 'minipc-drill.timer'"
+SHUT_THE_DOOR = f"""
+set -eu
+off() {{
+    systemctl list-units --all --plain --no-legend "$@" | awk '$2 == "loaded" {{print $1}}' |
+        xargs -r systemctl disable --quiet --now
+}}
+off caddy.service
+off {WRITERS}
+systemctl --quiet is-active k3s || exit 0
+for each in $(k3s kubectl -n workload get deployments -o name); do
+    k3s kubectl -n workload scale "$each" --replicas=0
+done
+"""
 ACCEPT_GAP = ("--data", "postgres_from_backup=restore-incomplete")
 
 
@@ -61,13 +77,13 @@ class Restored:
 
     Attributes:
         classes: rows and newest moment of each data class, in the promised order.
-        heartbeat: epoch seconds of the last heartbeat row; None when there is none.
+        age: seconds between the last heartbeat row that came back and the restore; None when there is none.
         label: the backup it came from; None when the database was there already.
         seconds: how long copying it took.
     """
 
     classes: list[DataClassResult]
-    heartbeat: float | None
+    age: float | None
     label: str | None
     seconds: float | None
 
@@ -80,12 +96,14 @@ class Options:
         strict: what was not exercised makes the exit code 4.
         replace: system identifier of the database that is there and is to be moved aside; empty: refuse one.
         accept_missing_wal: go on although WAL is missing, and lose what came after the gap.
+        accept_old_data: go on although more may be lost than the budget for the RPO allows.
         until: the phase to stop after; None: go to the end.
     """
 
     strict: bool = False
     replace: str = ""
     accept_missing_wal: bool = False
+    accept_old_data: bool = False
     until: phases.Phase | None = None
 
 
@@ -223,6 +241,8 @@ def begin(target: Target, replace: str, say: Callable[[str], None]) -> None:
         )
     if found:
         aside = f"{DATA}.aside-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        say("the public door is shut, and what writes by itself is stopped, until the data is verified")
+        on(target, SHUT_THE_DOOR, timeout_s=300)
         on(target, f"systemctl stop postgresql@17-main && mv {DATA} {aside}", timeout_s=600)
         say(f"the database that was there is in {aside}; remove it when it is no longer needed")
     on(target, f"install -d -m 755 {Path(UNFINISHED).parent} && touch {UNFINISHED}")
@@ -247,7 +267,8 @@ def come_back(
             back = restored(target)
             run.data_classes += back.classes
             rows = "; ".join(f"{each.name}: {each.rows_found} rows" for each in back.classes)
-            say(f"{rows}; from {back.label or 'the database that was there'}")
+            say(f"{rows}; from {back.label or 'the database that was there'}; {_shown(back.age)}")
+            judge_age(run, back.age, target.settings.backups.rpo_budget_s, accept=options.accept_old_data)
 
 
 def shorten_the_ttl(run: Run, target: Target) -> None:
@@ -353,8 +374,41 @@ def restored(target: Target) -> Restored:
         _ask_class(target, each.name, each.database, [table.name for table in each.tables])
         for each in target.settings.backups.data_classes
     ]
-    beat = query(target, "minipc", "SELECT coalesce(extract(epoch FROM max(at)), 0) FROM heartbeat")
-    return Restored(classes, float(beat) or None, outcome.get("label"), outcome.get("seconds"))
+    # Those of the lost machine: the new one adds its own as soon as it can.
+    at = outcome.get("at", time.time())
+    beat = f"SELECT {at} - extract(epoch FROM max(at)) FROM heartbeat WHERE at <= to_timestamp({at})"  # noqa: S608
+    age = query(target, "minipc", beat)
+    return Restored(classes, float(age) if age else None, outcome.get("label"), outcome.get("seconds"))
+
+
+def judge_age(run: Run, age: float | None, budget_s: float, *, accept: bool) -> None:
+    """Whether more may be lost than the budget allows: what was written after the last heartbeat, until the loss.
+
+    Nobody knows here when the machine was lost; the age of the heartbeat at the restore is the most that it can be.
+
+    Args:
+        age: of the last heartbeat that came back; None when none did.
+
+    Raises:
+        MinipcError: it may be more, and `accept` is not set.
+    """
+    run.rpo_seconds = age
+    if age is not None and age <= budget_s:
+        run.rpo_budget_seconds = budget_s
+    elif accept:
+        run.note(f"accepted: {_shown(age)}")
+    else:
+        raise MinipcError(
+            f"{_shown(age)}; the budget is {duration(budget_s)}. Was the machine lost that long ago? Then this is all "
+            "there was: run again with --accept-old-data. Else a newer backup is missing",
+            "docs/howto/restore-drill.md",
+        )
+
+
+def _shown(age: float | None) -> str:
+    if age is None:
+        return "no heartbeat came back: nobody knows how old the data is"
+    return f"the last heartbeat was {duration(age)} old when it was restored: what was written after it is lost"
 
 
 def _ask_class(target: Target, name: str, database: str, tables: Sequence[str]) -> DataClassResult:

@@ -62,7 +62,7 @@ def test_a_rebuild_goes_through_the_phases_of_the_runbook(monkeypatch, tmp_path)
         "the_target": lambda *_: target,
         "offsite_target": lambda *_: target,
         "renew": lambda *_: None,
-        "restored": lambda *_, **__: rebuild.Restored([], 0.0, None, None),
+        "restored": lambda *_, **__: rebuild.Restored([], 60.0, None, None),
         "open_provider": lambda *_: None,
         "wanted_records": lambda *_: [],
         "versions": lambda _: {},
