@@ -44,7 +44,7 @@ def backups() -> None:
             File("drill.py", DRILL, mode="755"),
         ],
     )
-    if settings.backups.offsite and settings.postgres.from_backup == "restore":
+    if settings.backups.offsite and settings.postgres.from_backup != "refuse":
         state_restored(name="have the results of past drills again", paths=[DRILLS], then=f"{DRILL} publish")
     schedule = place(
         name="configure the units",

@@ -23,7 +23,7 @@ def edge() -> None:
     install(name="install packages", packages=["caddy"])
 
     # configure
-    if settings.backups.offsite and settings.postgres.from_backup == "restore":
+    if settings.backups.offsite and settings.postgres.from_backup != "refuse":
         # What the lost machine had: no new certificates to ask for, no limit of the ACME server to run into.
         state_restored(name="have the certificates again", paths=[STATE], then=f"chown -R caddy:caddy {HOME}")
     if settings.edge.acme_root:

@@ -55,7 +55,11 @@ def postgres() -> None:
 
     # activate
     unit(name="activate", unit=f"postgresql@{VERSION}-main.service", restart_on=[files])
-    recovery_ended(name="wait until the database takes writes", port=settings.postgres.port)
+    recovery_ended(
+        name="wait until the database takes writes",
+        port=settings.postgres.port,
+        from_backup=settings.postgres.from_backup,
+    )
     access_present(
         name="create roles, databases and extensions",
         port=settings.postgres.port,

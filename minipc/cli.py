@@ -325,6 +325,7 @@ def drill(repo: int | None, fetch: bool, environment: Any, alias: str | None) ->
     help="The machine has a database, with this system identifier: move it aside and restore the backup.",
 )
 @click.option("--accept-missing-wal", is_flag=True, help="A WAL segment is lost: come back to the state before it.")
+@click.option("--accept-old-data", is_flag=True, help="More than the RPO's budget may be lost: that is all there was.")
 @click.option("--until", metavar="PHASE", help="Stop after this phase of docs/runbook.md.")
 def rebuild(
     alias: str,
@@ -333,6 +334,7 @@ def rebuild(
     environment: Any,
     replace_database: str,
     accept_missing_wal: bool,
+    accept_old_data: bool,
     until: str | None,
 ) -> None:
     """A lost machine comes back on a blank one, from the off-site copy alone; verified and timed."""
@@ -342,7 +344,8 @@ def rebuild(
     from playbooks.rebuild import rebuild as run
 
     os.environ[BREAK_GLASS_VARIABLE] = "1"  # a blank machine has no VPN, and the way back doesn't depend on one
-    options = Options(strict, replace_database, accept_missing_wal, named(until) if until else None)
+    stop_after = named(until) if until else None
+    options = Options(strict, replace_database, accept_missing_wal, accept_old_data, stop_after)
     target = the_target(environment, alias)
     sys.exit(run(environment, (target.alias, target.data), fingerprint, options))
 

@@ -126,6 +126,23 @@ FAULTS: tuple[Fault, ...] = (
     Fault("rebuild-crash", "the computer that rebuilds dies half-way", meanwhile=plays.crash),
     Fault("restore-interrupted", "the new machine loses its power during the restore", meanwhile=plays.cut_the_power),
     Fault(
+        "recovery-ended-early",
+        "a WAL segment can't be had when recovery comes to it",
+        spoil=plays.end_recovery_early,
+        after=plays.look_for_one_new_timeline,
+    ),
+    Fault(
+        "offsite-goes-away",
+        "the off-site machine is away for a moment while WAL is replayed",
+        spoil=plays.let_offsite_go_away,
+    ),
+    Fault(
+        "repository-wiped",
+        "the off-site repository was deleted with the machine's own key",
+        spoil=plays.wipe_the_repository,
+        mend=plays.remove_what_was_wiped,
+    ),
+    Fault(
         "lost-machine-returns",
         "the lost machine is switched on again",
         after=plays.switch_the_lost_one_on,

@@ -94,7 +94,7 @@ DATA = Phase(
         "ssh HOST cat /var/lib/minipc/backups/restore.json",
         "ssh HOST \"runuser -u postgres -- psql -Atc 'SELECT max(at) FROM heartbeat' minipc\"",
     ),
-    done_when="the database takes writes; each data class is counted; the newest heartbeat says how much was lost",
+    done_when="the database takes writes; each data class is counted; the newest heartbeat is within the RPO's budget",
 )
 IMAGES = Phase(
     "images",

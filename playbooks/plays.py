@@ -21,6 +21,8 @@ from playbooks.elsewhere import Elsewhere, Stick, end
 from playbooks.stage import REPOSITORY, Attempt, Stage
 
 ARCHIVER_TRIES_S = 120
+# On the off-site machine, where the SFTP server does not come.
+HIDDEN = "/srv/minipc-offsite/hidden-segment"
 
 
 # --- red for a named reason -----------------------------------------------------------------------------------------
@@ -123,6 +125,69 @@ def cut_the_power(stage: Stage, attempt: Attempt) -> None:
     lab.start(attempt.machine)
     if lab.run(attempt.machine, ["test", "-e", RESTORE_UNFINISHED], check=False).returncode:
         raise MinipcError("the restore ended before the power did", "nothing was interrupted: play it again")
+
+
+def end_recovery_early(stage: Stage) -> None:
+    """A WAL segment can't be had when recovery comes to it, and is there again afterwards.
+
+    Raises:
+        MinipcError: the rebuild did not stop for it.
+    """
+    hidden = _segments_after(stage)[0]
+
+    def hide(stage: Stage, attempt: Attempt) -> None:
+        attempt.wait_for_restored_files()
+        on(stage.offsite_target, f"mv {hidden} {HIDDEN}")
+
+    said = stage.fail_once(phases.DATA.name, hide)
+    if not re.search(r"data: recovery ended at \S+, before WAL segment \w{24}", said):
+        raise MinipcError(f"the first attempt should have told that recovery ended early, but: {said}")
+    on(stage.offsite_target, f"mv {HIDDEN} {hidden}")
+
+
+def look_for_one_new_timeline(stage: Stage) -> None:
+    """What the attempt that ended early began is in no repository. Raises MinipcError."""
+    histories = sorted(name for name in _stored(stage) if name.endswith(".history"))
+    if histories != ["00000002.history"]:
+        raise MinipcError(f"off-site there should be the history of one new timeline: {histories}")
+
+
+def let_offsite_go_away(stage: Stage) -> None:
+    """The off-site machine goes away once the files are back, and returns when the server has stopped for lack of WAL.
+
+    Raises:
+        MinipcError: the rebuild did not stop for it.
+    """
+
+    def go_away(stage: Stage, attempt: Attempt) -> None:
+        attempt.wait_for_restored_files()
+        on(stage.offsite_target, "systemctl stop minipc-sftp")
+        attempt.process.wait(timeout=900)
+
+    try:
+        said = stage.fail_once(phases.DATA.name, go_away)
+    finally:
+        on(stage.offsite_target, "systemctl start minipc-sftp")
+    if not said.startswith("data: repo2 does not give its WAL"):
+        raise MinipcError(f"the first attempt should have waited for WAL, but: {said}")
+
+
+def wipe_the_repository(stage: Stage) -> None:
+    """A thief with the machine's key deletes all there is; what the rebuild then says puts a copy back.
+
+    Raises:
+        MinipcError: the rebuild did not say so.
+    """
+    on(stage.offsite_target, f"systemctl start minipc-offsite-copy && rm -rf {REPOSITORY}/*", timeout_s=600)
+    said = stage.fail_once(phases.DATA.name, lambda *_: None)
+    if not said.startswith("data: no repository holds a backup"):
+        raise MinipcError(f"the first attempt should have found no backup, but: {said}")
+    on(stage.offsite_target, "/usr/local/lib/minipc/offsite-restore-copy", timeout_s=600)
+
+
+def remove_what_was_wiped(stage: Stage) -> None:
+    """What the copy has replaced."""
+    on(stage.offsite_target, "rm -rf /srv/minipc-offsite/copies/aside-*", timeout_s=600)
 
 
 def switch_the_lost_one_on(stage: Stage) -> None:

@@ -28,18 +28,21 @@ from minipc.display import print_summary, watch
 from minipc.dns.changes import Change
 from minipc.dns.provider import Addresses, open_provider, wanted_records
 from minipc.errors import EXIT_FAIL, EXIT_PASS, CouldNotVerifyError, MinipcError, RefusedError
-from minipc.facts.postgres import RESTORE_UNFINISHED
+from minipc.facts.postgres import RESTORE_OUTCOME, RESTORE_UNFINISHED
 from minipc.inventory import Environment, HostEntry, Target, offsite_target, the_target
+from minipc.keys import public_key
 from minipc.lab.inventory import pin_lab_machine
 from minipc.lab.zone import as_a_client, zone_of
 from minipc.pins import write_pin
 from minipc.records import DataClassResult, Record, exit_code
 from minipc.remote import describe, on, query, versions
 from minipc.run import PhaseFailedError, Run
-from minipc.secrets.catalogue import GENERATION
+from minipc.secrets import open_store
+from minipc.secrets.catalogue import GENERATION, SFTP_KEY
 from minipc.secrets.generate import renew
 from minipc.variables import RUN_VARIABLE
 from minipc.verification import smoke, verify
+from minipc.wording import duration
 from playbooks import beside_the_vpn, dns_cutover, phases
 from playbooks.adopt import adopt
 from playbooks.gitops import bring_up
@@ -48,11 +51,23 @@ DATA = "/var/lib/postgresql/17/main"
 SYSTEM_IDENTIFIER = (
     f"/usr/lib/postgresql/17/bin/pg_controldata {DATA} | sed -n 's/^Database system identifier: *//p' | grep ."
 )
-# The newest timeline's history says where each earlier one ended.
-HISTORY = f"cat $(ls {DATA}/pg_wal/*.history 2>/dev/null | sort | tail -n 1) </dev/null"
-SEGMENT_BYTES = 16 * 1024 * 1024
-# On the machine for as long as it is being rebuilt.
+# On the machine for as long as it is being rebuilt; in it, the public key that this rebuild made for it.
 UNFINISHED = "/var/lib/minipc/rebuild-unfinished"
+# What must not write into a restored database before it is verified. Not even after a reboot: their phases enable it.
+WRITERS = "'workload-*.service' 'minipc-heartbeat.timer' 'minipc-backup-*.timer' 'minipc-drill.timer'"
+SHUT_THE_DOOR = f"""
+set -eu
+off() {{
+    systemctl list-units --all --plain --no-legend "$@" | awk '$2 == "loaded" {{print $1}}' |
+        xargs -r systemctl disable --quiet --now
+}}
+off caddy.service
+off {WRITERS}
+systemctl --quiet is-active k3s || exit 0
+for each in $(k3s kubectl -n workload get deployments -o name); do
+    k3s kubectl -n workload scale "$each" --replicas=0
+done
+"""
 ACCEPT_GAP = ("--data", "postgres_from_backup=restore-incomplete")
 
 
@@ -62,13 +77,13 @@ class Restored:
 
     Attributes:
         classes: rows and newest moment of each data class, in the promised order.
-        heartbeat: epoch seconds of the last heartbeat row; None when there is none.
+        age: seconds between the last heartbeat row that came back and the restore; None when there is none.
         label: the backup it came from; None when the database was there already.
         seconds: how long copying it took.
     """
 
     classes: list[DataClassResult]
-    heartbeat: float | None
+    age: float | None
     label: str | None
     seconds: float | None
 
@@ -81,12 +96,14 @@ class Options:
         strict: what was not exercised makes the exit code 4.
         replace: system identifier of the database that is there and is to be moved aside; empty: refuse one.
         accept_missing_wal: go on although WAL is missing, and lose what came after the gap.
+        accept_old_data: go on although more may be lost than the budget for the RPO allows.
         until: the phase to stop after; None: go to the end.
     """
 
     strict: bool = False
     replace: str = ""
     accept_missing_wal: bool = False
+    accept_old_data: bool = False
     until: phases.Phase | None = None
 
 
@@ -183,10 +200,21 @@ def fence(run: Run, environment: Environment, target: Target) -> None:
     if offsite is None:
         run.not_exercised("fence of the lost machine", "there is no off-site machine (backups_offsite is None)")
         return
-    with run.phase(phases.FENCE.name, phases.FENCE.detail):
+    with run.phase(phases.FENCE.name, phases.FENCE.detail) as say:
         on(offsite, "true")  # before the keys change: one that can't be reached would not learn the new ones
-        renew(environment, GENERATION)
+        # A recovery that goes on without us reads with the key that a first attempt made: another one would cut it off.
+        kept = on(target, f"cat {UNFINISHED} 2>/dev/null || true")
+        if kept and kept == _public_key(environment):
+            say("the key that this rebuild made for the machine stays")
+        else:
+            renew(environment, GENERATION)
         converge(environment, phases.FENCE.files, log=run.log, events=run.events, limit=offsite.alias)
+        on(target, f"[ ! -e {UNFINISHED} ] || cat > {UNFINISHED}", stdin=f"{_public_key(environment)}\n")
+
+
+def _public_key(environment: Environment) -> str:
+    """Of the key with which the machine comes to the off-site one."""
+    return public_key(open_store(environment).get(SFTP_KEY))
 
 
 def begin(target: Target, replace: str, say: Callable[[str], None]) -> None:
@@ -215,6 +243,8 @@ def begin(target: Target, replace: str, say: Callable[[str], None]) -> None:
         )
     if found:
         aside = f"{DATA}.aside-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        say("the public door is shut, and what writes by itself is stopped, until the data is verified")
+        on(target, SHUT_THE_DOOR, timeout_s=300)
         on(target, f"systemctl stop postgresql@17-main && mv {DATA} {aside}", timeout_s=600)
         say(f"the database that was there is in {aside}; remove it when it is no longer needed")
     on(target, f"install -d -m 755 {Path(UNFINISHED).parent} && touch {UNFINISHED}")
@@ -236,10 +266,11 @@ def come_back(
             return
         _converge(run, environment, target, phase, options)
         if phase is phases.DATA:
-            back = restored(target, accept_missing_wal=options.accept_missing_wal)
+            back = restored(target)
             run.data_classes += back.classes
             rows = "; ".join(f"{each.name}: {each.rows_found} rows" for each in back.classes)
-            say(f"{rows}; from {back.label or 'the database that was there'}")
+            say(f"{rows}; from {back.label or 'the database that was there'}; {_shown(back.age)}")
+            judge_age(run, back.age, target.settings.backups.rpo_budget_s, accept=options.accept_old_data)
 
 
 def shorten_the_ttl(run: Run, target: Target) -> None:
@@ -338,48 +369,48 @@ def _converge(
     converge(environment, phase.files, log=run.log, events=run.events, limit=target.alias, options=told)
 
 
-def restored(target: Target, *, accept_missing_wal: bool = False) -> Restored:
-    """Asks the database what it holds.
-
-    Raises:
-        CouldNotVerifyError: it doesn't answer.
-        MinipcError: recovery ended before the last WAL segment that was there.
-    """
-    outcome: dict[str, Any] = json.loads(on(target, "cat /var/lib/minipc/backups/restore.json 2>/dev/null || echo {}"))
-    if not accept_missing_wal:
-        check_recovery(outcome.get("wal_until"), on(target, HISTORY))
+def restored(target: Target) -> Restored:
+    """Asks the database what it holds. Raises CouldNotVerifyError: it doesn't answer."""
+    outcome: dict[str, Any] = json.loads(on(target, f"cat {RESTORE_OUTCOME} 2>/dev/null || echo {{}}"))
     classes = [
         _ask_class(target, each.name, each.database, [table.name for table in each.tables])
         for each in target.settings.backups.data_classes
     ]
-    beat = query(target, "minipc", "SELECT coalesce(extract(epoch FROM max(at)), 0) FROM heartbeat")
-    return Restored(classes, float(beat) or None, outcome.get("label"), outcome.get("seconds"))
+    # Those of the lost machine: the new one adds its own as soon as it can.
+    at = outcome.get("at", time.time())
+    beat = f"SELECT {at} - extract(epoch FROM max(at)) FROM heartbeat WHERE at <= to_timestamp({at})"  # noqa: S608
+    age = query(target, "minipc", beat)
+    return Restored(classes, float(age) if age else None, outcome.get("label"), outcome.get("seconds"))
 
 
-def check_recovery(until: str | None, history: str) -> None:
-    """Whether recovery went as far as there was WAL: when a repository fails half-way, PostgreSQL takes what it has
-    for everything, and says nothing.
+def judge_age(run: Run, age: float | None, budget_s: float, *, accept: bool) -> None:
+    """Whether more may be lost than the budget allows: what was written after the last heartbeat, until the loss.
+
+    Nobody knows here when the machine was lost; the age of the heartbeat at the restore is the most that it can be.
 
     Args:
-        until: the newest segment in the repositories when the restore began; None: there was no restore.
-        history: where each timeline ended, a line each (`1\t0/5000060\tno recovery target specified`).
+        age: of the last heartbeat that came back; None when none did.
 
     Raises:
-        MinipcError: it ended in an earlier segment.
+        MinipcError: it may be more, and `accept` is not set.
     """
-    ends = [line.split("\t")[1] for line in history.splitlines() if line.count("\t") >= 2]
-    if until is None or not ends:
-        return
-    high, low = (int(part, 16) for part in ends[-1].split("/"))
-    ended = ((high << 32) + low - 1) // SEGMENT_BYTES
-    wanted = (int(until[8:16], 16) << 8) + int(until[16:24], 16)
-    if ended < wanted:
+    run.rpo_seconds = age
+    if age is not None and age <= budget_s:
+        run.rpo_budget_seconds = budget_s
+    elif accept:
+        run.note(f"accepted: {_shown(age)}")
+    else:
         raise MinipcError(
-            f"recovery ended at {ends[-1]}, before WAL segment {until}, which is in a repository: what was written in "
-            "between is missing",
-            f"was the off-site machine away for a moment? Remove {UNFINISHED} on the machine and run again with "
-            "--replace-database, or accept the loss with --accept-missing-wal",
+            f"{_shown(age)}; the budget is {duration(budget_s)}. Was the machine lost that long ago? Then this is all "
+            "there was: run again with --accept-old-data. Else a newer backup is missing",
+            "docs/howto/restore-drill.md",
         )
+
+
+def _shown(age: float | None) -> str:
+    if age is None:
+        return "no heartbeat came back: nobody knows how old the data is"
+    return f"the last heartbeat was {duration(age)} old when it was restored: what was written after it is lost"
 
 
 def _ask_class(target: Target, name: str, database: str, tables: Sequence[str]) -> DataClassResult:

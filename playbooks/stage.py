@@ -17,12 +17,13 @@ from minipc import lab
 from minipc.components import deploy_files
 from minipc.converge import converge
 from minipc.errors import MinipcError
+from minipc.facts.postgres import RESTORE_OUTCOME, RESTORE_UNFINISHED
 from minipc.inventory import Target, the_target
 from minipc.lab.inventory import OFFSITE
 from minipc.remote import on, query
 from minipc.run import Run
 from minipc.secrets.generate import generate
-from minipc.timeline import OperationStart, PhaseStart, read
+from minipc.timeline import OperationStart, PhaseEnd, PhaseStart, read
 from playbooks.backup import take
 from playbooks.elsewhere import Elsewhere, Stick, end, seal
 from playbooks.rehearse import DISK_GB, Cast, Promises, users_at_work
@@ -190,6 +191,34 @@ class Stage:
             self.rebuilt, self.blank = the_target("lab", machine.name), None
         return code
 
+    def fail_once(self, until: str, play: Callable[[Stage, Attempt], None]) -> str:
+        """A rebuild that fails and that nobody judges: its run is its own. What comes after it is `rebuild`.
+
+        Args:
+            play: plays a fault while it runs.
+
+        Returns:
+            Why it failed, in its own words.
+
+        Raises:
+            MinipcError: it did not fail.
+        """
+        run = Run("fault")
+        machine = self.take_blank()
+        if self.place is None:
+            raise MinipcError("nothing was lost yet")
+        process = self.place.rebuild(machine, run=run.directory, log=run.log, until=until)
+        try:
+            play(self, Attempt(process, run, machine))
+            code = process.wait(timeout=900)
+        except BaseException:
+            end(process)
+            raise
+        ends = [event for event in read(run.events) if isinstance(event, PhaseEnd) and event.verdict != "pass"]
+        if not code or not ends:
+            raise MinipcError("the rebuild should have failed", f"read {run.log}")
+        return f"{ends[-1].phase}: {ends[-1].detail}"
+
     def leave(self) -> None:
         """The end."""
         if self.place:
@@ -214,6 +243,14 @@ class Attempt:
         self._wait_until(
             lambda: lab.run(self.machine, ["test", "-e", path], check=False).returncode == 0, f"{path} on the machine"
         )
+
+    def wait_for_restored_files(self) -> None:
+        """Until the files of the backup are back, before the server starts. Raises MinipcError as the others."""
+        there = f"[ -e {RESTORE_OUTCOME} ] && [ ! -e {RESTORE_UNFINISHED} ]"
+        self._wait_until(lambda: self._true(there), "a restored data directory on the machine")
+
+    def _true(self, script: str) -> bool:
+        return lab.run(self.machine, ["sh", "-c", script], check=False).returncode == 0
 
     def _operates_in(self, phase: str) -> bool:
         events = read(self.run.events)

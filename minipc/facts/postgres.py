@@ -9,6 +9,7 @@ from typing import Any
 from pyinfra.api import FactBase
 
 RESTORE_UNFINISHED = "/var/lib/minipc/backups/restore-unfinished"
+RESTORE_OUTCOME = "/var/lib/minipc/backups/restore.json"
 
 _QUERY = """
 SELECT json_build_object(
@@ -42,7 +43,7 @@ class PostgresAccess(FactBase[dict[str, Any]]):
 
 
 class PostgresCluster(FactBase[str | None]):
-    """Major version found in a cluster's data directory; None where there is no cluster, or one half restored."""
+    """Major version found in a cluster's data directory; None where there is none, or a restore has not ended."""
 
     def command(self, version: str, cluster: str) -> str:
         # A restore that was cut off has left some of the files: PG_VERSION among them, or not.

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import hmac
 import secrets
+import shlex
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from minipc.secrets import Secret
 SCRAM_ITERATIONS = 4096
 # Replaying a week of WAL takes minutes; after a day something else is wrong.
 RECOVERY_TIMEOUT_S = 86400
+# Some minutes without a repository.
+RECOVERY_STOPS = 40
 
 
 @operation()
@@ -42,19 +45,36 @@ def cluster_present(version: str, cluster: str, from_backup: str) -> Generator[S
 
 
 @operation()
-def recovery_ended(port: int) -> Generator[StringCommand, None, None]:
-    """Waits until a restored database has replayed its WAL, then forgets how it got it; else nothing to do."""
+def recovery_ended(port: int, from_backup: str) -> Generator[StringCommand, None, None]:
+    """Waits until a restored database has replayed its WAL, sees that it was all of it, and only then lets it archive.
+
+    Args:
+        from_backup: as in `cluster_present`.
+    """
     found = context.host.get_fact(PostgresAccess, port=port)
     psql = f"runuser -u postgres -- psql -XAtq -p {port} -d postgres"
     if found.get("recovering") is not False:
-        yield StringCommand(
-            f"for i in $(seq {RECOVERY_TIMEOUT_S}); do "
-            f"[ \"$({psql} -c 'SELECT pg_is_in_recovery()' 2>/dev/null)\" = f ] && exit 0; sleep 1; done; "
-            "tail -n 20 /var/log/postgresql/*.log >&2; exit 1"
-        )
+        wait = _WAIT.format(seconds=RECOVERY_TIMEOUT_S, stops=RECOVERY_STOPS, psql=psql)
+        yield StringCommand("sh", "-c", shlex.quote(wait))
     if found.get("restored") is not False:
-        # pgBackRest left it in postgresql.auto.conf; the settings are those of the file that the converge places.
-        yield StringCommand(f"{psql} -c 'ALTER SYSTEM RESET restore_command' -c 'SELECT pg_reload_conf()'")
+        # It takes back what the restore left in postgresql.auto.conf: the settings are those of the placed file.
+        yield StringCommand(f"/usr/local/lib/minipc/restore recovered {from_backup}")
+
+
+# A server that can't get its WAL stops, and systemd starts it again; each time it goes on where it was.
+_WAIT = """
+stops() {{ systemctl show --property=NRestarts --value postgresql@17-main; }}
+before=$(stops)
+for i in $(seq {seconds}); do
+    [ "$({psql} -c 'SELECT pg_is_in_recovery()' 2>/dev/null)" = f ] && exit 0
+    [ $(($(stops) - before)) -ge {stops} ] && break
+    systemctl --quiet is-failed postgresql@17-main && break
+    sleep 1
+done
+tail -n 20 /var/log/postgresql/*.log >&2
+echo "restore: recovery does not come to its end: is a repository out of reach? Mend that and run again" >&2
+exit 1
+"""
 
 
 @operation()

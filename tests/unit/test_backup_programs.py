@@ -420,36 +420,44 @@ def test_a_server_that_never_starts_is_not_waited_for_long(recovery, drill):
         recovery(*[(False, False)] * 20)
 
 
-# --- restore --------------------------------------------------------------------------------------------------------
+# --- restore: which WAL there is -----------------------------------------------------------------------------------
 
-CONFIG = {"stanza": "main", "repos": [1, 2]}
+CONFIG = {"stanza": "main", "repos": [1, 2], "port": 5432}
+SEGMENT = 16 * 1024**2
 
 
-def listing(*segments):
-    """What `pgbackrest repo-ls` prints; each segment may name its timeline."""
-    names = {f"17-1/{each[:16]}/{each}-{'a' * 40}.zst": {"type": "file"} for each in segments}
-    extra = {
-        "17-1": {"type": "path"},
-        f"17-1/x/{segments[0]}.00000028.backup": {"type": "file"},
-        "00000002.history": {},
-    }
-    return json.dumps(names | extra)
+def listing(names):
+    """What `pgbackrest repo-ls` prints: segments with their hash, histories, and what else is there."""
+    files = [f"17-1/{each}" if "." in each else f"17-1/{each[:16]}/{each}-{'a' * 40}.zst" for each in names]
+    return json.dumps({name: {"type": "file"} for name in [*files, "17-1/0000000100000000/x.00000028.backup"]})
 
 
 def segments(first, last, timeline=1):
     return [f"{timeline:08X}{number >> 8:08X}{number & 0xFF:08X}" for number in range(first, last + 1)]
 
 
+def backup_of(first, last=None, timeline=1):
+    """The segments that a backup needs."""
+    return {"start": segments(first, first, timeline)[0], "stop": segments(last or first, last or first, timeline)[0]}
+
+
+def left_at(*positions):
+    """A history: where timeline 1, 2, … were left."""
+    return "".join(f"{n}\t{at >> 32:X}/{at & 0xFFFFFFFF:X}\tno target\n" for n, at in enumerate(positions, start=1))
+
+
 @pytest.fixture
 def archive(restore, monkeypatch):
-    """Sets what each repository holds."""
+    """Sets what each repository holds, and what the histories in them say."""
 
-    def holds(**repos):
+    def holds(histories=None, **repos):
         def pgbackrest(*arguments, **_):
-            repo = arguments[0].removeprefix("--repo=")
-            if repos[f"repo{repo}"] is None:
+            held = repos[f"repo{arguments[0].removeprefix('--repo=')}"]
+            if held is None:
                 raise restore.FailedError("unable to connect")
-            return listing(*repos[f"repo{repo}"]) if repos[f"repo{repo}"] else "{}"
+            if "repo-get" in arguments:
+                return (histories or {})[arguments[-1].rpartition("/")[2]]
+            return listing(held) if held else "{}"
 
         monkeypatch.setattr(restore, "pgbackrest", pgbackrest)
 
@@ -458,28 +466,268 @@ def archive(restore, monkeypatch):
 
 def test_wal_without_a_gap_may_be_restored(restore, archive):
     """A timeline that begins half-way continues the numbers; what is before the backup doesn't matter."""
-    archive(repo1=[], repo2=[*segments(1, 2), *segments(0xFE, 0x103), *segments(0x103, 0x105, timeline=2)])
+    held = [*segments(1, 2), *segments(0xFE, 0x103), *segments(0x103, 0x105, timeline=2), "00000002.history"]
+    archive(repo1=[], repo2=held, histories={"00000002.history": left_at(0x103 * SEGMENT + 0x150)})
     newest = segments(0x105, 0x105, timeline=2)[0]
-    assert restore._wal_until(CONFIG, segments(0xFE, 0xFE)[0], accept_gap=False) == newest
+    assert restore._wal_until(CONFIG, backup_of(0xFE), accept_gap=False) == (newest, 2)
 
 
 def test_repositories_fill_each_others_gaps(restore, archive):
     archive(repo1=segments(4, 5), repo2=segments(6, 9))
-    assert restore._wal_until(CONFIG, segments(4, 4)[0], accept_gap=False) == segments(9, 9)[0]
+    assert restore._wal_until(CONFIG, backup_of(4), accept_gap=False) == (segments(9, 9)[0], 1)
 
 
 def test_a_gap_is_named_and_refused(restore, archive):
     archive(repo1=None, repo2=[*segments(4, 6), *segments(8, 9)])
     with pytest.raises(restore.FailedError, match="000000010000000000000007 is missing in every repository") as told:
-        restore._wal_until(CONFIG, segments(4, 4)[0], accept_gap=False)
+        restore._wal_until(CONFIG, backup_of(4), accept_gap=False)
     assert "000000010000000000000009" in str(told.value)
-    assert restore._wal_until(CONFIG, segments(4, 4)[0], accept_gap=True) == segments(6, 6)[0]
+    assert restore._wal_until(CONFIG, backup_of(4), accept_gap=True) == (segments(6, 6)[0], 1)
 
 
 def test_a_backup_without_its_first_wal_is_none(restore, archive):
     archive(repo1=[], repo2=segments(1, 3))
     with pytest.raises(restore.FailedError, match="with which the backup begins"):
-        restore._wal_until(CONFIG, segments(4, 4)[0], accept_gap=True)
+        restore._wal_until(CONFIG, backup_of(4), accept_gap=True)
+
+
+LEFT_AT_10 = {"00000002.history": left_at(0x10 * SEGMENT)}
+
+
+def test_a_gap_on_the_new_timeline_is_not_filled_by_what_the_old_one_has_left(restore, archive):
+    """Recovery follows timeline 2 from segment 10 on, where its own 12 is missing."""
+    new = [*segments(0x10, 0x11, timeline=2), *segments(0x13, 0x14, timeline=2)]
+    archive(repo1=[], repo2=[*segments(4, 0xF), *new, "00000002.history"], histories=LEFT_AT_10)
+    with pytest.raises(restore.FailedError, match="000000020000000000000012 is missing"):
+        restore._wal_until(CONFIG, backup_of(4), accept_gap=False)
+    archive(repo1=[], repo2=[*segments(4, 0x14), *new, "00000002.history"], histories=LEFT_AT_10)
+    with pytest.raises(restore.FailedError, match=r"timeline 2 was begun before .* until 000000010000000000000014"):
+        restore._wal_until(CONFIG, backup_of(4), accept_gap=False)
+    assert restore._wal_until(CONFIG, backup_of(4), accept_gap=True) == (segments(0x11, 0x11, timeline=2)[0], 2)
+
+
+def test_where_a_timeline_begins_within_a_segment_that_segment_must_be_its_own(restore, archive):
+    """The old one's ends half-way: what the new one wrote after that is only in its own."""
+    histories = {"00000002.history": left_at(0x10 * SEGMENT + 0x150)}
+    held = [*segments(4, 0x10), *segments(0x11, 0x12, timeline=2), "00000002.history"]
+    archive(repo1=[], repo2=held, histories=histories)
+    with pytest.raises(restore.FailedError, match="000000020000000000000010 is missing"):
+        restore._wal_until(CONFIG, backup_of(4), accept_gap=False)
+    archive(repo1=[], repo2=[*segments(4, 0x10), "00000002.history"], histories=histories)
+    assert restore._wal_until(CONFIG, backup_of(4), accept_gap=False) == (segments(0x10, 0x10)[0], 2)
+
+
+def test_what_was_left_behind_before_the_backup_is_no_matter(restore, archive):
+    """A loss that was accepted once must not stop the next rebuild, nor lengthen its WAL."""
+    held = [*segments(4, 0x20), *segments(0x10, 0x13, timeline=2), "00000002.history"]
+    archive(repo1=[], repo2=held, histories=LEFT_AT_10)
+    needed = backup_of(0x11, timeline=2)
+    assert restore._wal_until(CONFIG, needed, accept_gap=False) == (segments(0x13, 0x13, timeline=2)[0], 2)
+
+
+@pytest.mark.parametrize(
+    ("held", "histories"),
+    [
+        ([*segments(4, 0x14), "00000002.history"], LEFT_AT_10),
+        (segments(0x10, 0x11, timeline=2), {}),
+    ],
+    ids=["it left before the backup", "its history is gone"],
+)
+def test_a_newer_timeline_that_does_not_continue_the_backup_is_told(restore, archive, held, histories):
+    archive(repo1=[], repo2=[*segments(0x12, 0x14), *held], histories=histories)
+    with pytest.raises(restore.FailedError, match="timeline 2 does not continue the newest backup"):
+        restore._wal_until(CONFIG, backup_of(0x12), accept_gap=False)
+    assert restore._wal_until(CONFIG, backup_of(0x12), accept_gap=True) == (segments(0x14, 0x14)[0], 1)
+
+
+# --- restore: what an attempt has left ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(restore, monkeypatch, tmp_path):
+    """A machine whose data directory, marks and repositories are the test's; notes the programs that were run."""
+    monkeypatch.setattr(restore, "STATE", tmp_path / "state")
+    monkeypatch.setattr(restore, "UNFINISHED", tmp_path / "state/restore-unfinished")
+    monkeypatch.setattr(restore, "OUTCOME", tmp_path / "state/restore.json")
+    monkeypatch.setattr(restore, "DATA", tmp_path / "main")
+    monkeypatch.setattr(restore, "settings", lambda: CONFIG)
+    monkeypatch.setattr(restore, "repository", lambda stanza, repo: {})
+    monkeypatch.setattr(restore, "control_data", lambda *_: {"Database system identifier": "7"})
+    restore.asked = []
+
+    def run(argv, *_, **__):
+        restore.asked.append(" ".join(argv))
+        if argv[0] == "find":
+            subprocess.run(argv, check=True)
+
+    monkeypatch.setattr(restore, "run", run)
+    monkeypatch.setattr(restore, "pgbackrest", lambda *words, **_: restore.asked.append(" ".join(words)))
+    monkeypatch.setattr(restore, "sql", lambda text, *_: restore.asked.append(text))
+    restore.STATE.mkdir(exist_ok=True)
+    (restore.DATA / "global").mkdir(parents=True)
+    (restore.DATA / "PG_VERSION").write_text("17\n")
+    return restore
+
+
+def backed_up(place, monkeypatch):
+    """There is a backup; `_restore` itself is not tried here."""
+    backup = {"label": "F", "timestamp": {"stop": 0}, "archive": {"start": "", "stop": ""}}
+    monkeypatch.setattr(place, "repository", lambda stanza, repo: {"backup": [backup]})
+    monkeypatch.setattr(place, "_restore", lambda *_, **__: place.asked.append("restored"))
+
+
+@pytest.mark.parametrize("left", ["", "copying", "without-stanza", "ended-early"])
+def test_an_ordinary_converge_leaves_what_a_restore_has_left(place, left):
+    """Somebody may have started the server on it."""
+    place.UNFINISHED.write_text(left)
+    with pytest.raises(place.FailedError, match=r"minipc rebuild.*Nothing was changed") as error:
+        place.main("refuse")
+    assert error.value.code == place.EXIT_REFUSED
+    assert (place.DATA / "PG_VERSION").exists()
+    assert place.asked == []
+
+
+def test_half_a_copy_is_removed_and_the_restore_begins_anew(place, monkeypatch):
+    backed_up(place, monkeypatch)
+    place.UNFINISHED.write_text("copying")
+    assert place.main("restore") == 0
+    assert not any(place.DATA.iterdir())
+    assert place.asked[-1] == "restored"
+
+
+def test_what_may_be_a_database_is_moved_aside(place, monkeypatch):
+    """pgBackRest writes pg_control last."""
+    backed_up(place, monkeypatch)
+    place.UNFINISHED.write_text("copying")
+    (place.DATA / "global/pg_control").touch()
+    assert place.main("restore") == 0
+    (aside,) = place.DATA.parent.glob("main.aside-*")
+    assert (aside / "PG_VERSION").exists()
+    assert place.asked == ["restored"]
+
+
+def test_a_server_on_half_a_copy_is_left_alone(place, monkeypatch):
+    backed_up(place, monkeypatch)
+    place.UNFINISHED.write_text("copying")
+    (place.DATA / "postmaster.pid").touch()
+    with pytest.raises(place.FailedError, match="a server uses") as error:
+        place.main("restore")
+    assert error.value.code == place.EXIT_REFUSED
+    assert (place.DATA / "PG_VERSION").exists()
+    assert place.asked == []
+
+
+def test_restored_files_are_kept_when_only_the_stanza_is_missing(place):
+    """The off-site machine went away in between; meanwhile the server may have begun to take writes."""
+    place.UNFINISHED.write_text("without-stanza")
+    (place.DATA / "global/pg_control").touch()
+    (place.DATA / "postmaster.pid").touch()
+    assert place.main("restore") == 0
+    assert place.asked == ["--stanza=main --no-online stanza-create"]
+    assert not place.UNFINISHED.exists()
+    assert (place.DATA / "PG_VERSION").exists()
+
+
+def test_a_recovery_that_ended_early_is_restored_anew(place, monkeypatch):
+    backed_up(place, monkeypatch)
+    place.UNFINISHED.write_text("ended-early")
+    (place.DATA / "global/pg_control").touch()
+    assert place.main("restore") == 0
+    assert place.asked == ["systemctl stop postgresql@17-main", "restored"]
+    assert len(list(place.DATA.parent.glob("main.aside-*"))) == 1
+
+
+@pytest.mark.parametrize("mode", ["restore", "restore-incomplete"])
+def test_a_rebuild_without_any_backup_makes_no_database(place, mode):
+    """The repository may have been wiped: a new database would be the end of it."""
+    subprocess.run(["rm", "-r", place.DATA], check=True)
+    with pytest.raises(place.FailedError, match="offsite-restore-copy") as error:
+        place.main(mode)
+    assert error.value.code == place.EXIT_REFUSED
+    assert place.main("refuse") == 0, "outside a rebuild, a first database may be made"
+
+
+# --- restore: where recovery ended ----------------------------------------------------------------------------------
+
+
+def ended(place, until, *positions):
+    """A restored server that left its timelines there; `until` is the newest segment that there was."""
+    place.OUTCOME.write_text(json.dumps({"wal_until": until}))
+    (place.DATA / "pg_wal").mkdir()
+    if positions:
+        (place.DATA / f"pg_wal/{len(positions) + 1:08X}.history").write_text(left_at(*positions))
+
+
+@pytest.mark.parametrize(
+    ("until", "positions"),
+    [
+        (segments(0xE, 0xE)[0], [0xF * SEGMENT]),
+        (segments(0xE, 0xE)[0], [0xE * SEGMENT + 0x150]),
+        (segments(0x105, 0x105, timeline=2)[0], [3 * SEGMENT, 0x105 * SEGMENT + 0x60]),
+        (None, [3 * SEGMENT]),
+        (segments(0xE, 0xE)[0], []),
+    ],
+)
+def test_a_recovery_that_went_as_far_as_there_was_wal_begins_to_archive(place, until, positions):
+    ended(place, until, *positions)
+    assert place.main("recovered", "restore") == 0
+    (script,) = place.asked
+    assert [line.split()[-1] for line in script.splitlines()[:-1]] == [
+        "archive_command;",
+        "recovery_target_timeline;",
+        "restore_command;",
+    ]
+    assert not place.UNFINISHED.exists()
+
+
+def test_a_recovery_that_ended_too_early_archives_nothing(place):
+    """Its timeline would be the one that the next restore follows."""
+    ended(place, segments(0xE, 0xE)[0], 9 * SEGMENT)
+    with pytest.raises(place.FailedError, match="ended at 0/9000000, before WAL segment 00000001000000000000000E"):
+        place.main("recovered", "restore")
+    assert place.asked == []
+    assert place.UNFINISHED.read_text() == "ended-early"
+
+
+def test_the_loss_can_be_accepted(place):
+    ended(place, segments(0xE, 0xE)[0], 9 * SEGMENT)
+    assert place.main("recovered", "restore-incomplete") == 0
+    assert len(place.asked) == 1
+
+
+def test_a_restored_server_archives_nothing_yet(place):
+    """The last setting of a name counts: pgBackRest has written its own before."""
+    (place.DATA / "postgresql.auto.conf").write_text("restore_command = 'pgbackrest …'\n")
+    place._hold(CONFIG)
+    lines = (place.DATA / "postgresql.auto.conf").read_text().splitlines()
+    assert lines[-1] == "archive_command = ''"
+    assert lines[-2].startswith('restore_command = \'pgbackrest --stanza=main archive-get %f "%p" || ')
+    assert lines[-2].count("'") == 2
+
+
+@pytest.mark.parametrize(
+    ("together", "repo1", "repo2", "code"),
+    [
+        (0, 0, 0, 0),
+        (1, 1, 0, 0),
+        (1, 1, 1, 1),
+        # pgBackRest says 1 when the repository that answers does not have it.
+        (1, 1, 103, 126),
+        (1, 103, 1, 126),
+        (103, 103, 103, 126),
+        (103, 1, 0, 0),
+    ],
+)
+def test_wal_that_could_not_be_asked_for_is_not_the_end_of_it(restore, tmp_path, together, repo1, repo2, code):
+    """PostgreSQL stops above 125, and promotes after anything else."""
+    program = tmp_path / "pgbackrest"
+    program.write_text(f"""#!/bin/sh
+case "$*" in *--repo=1*) exit {repo1};; *--repo=2*) exit {repo2};; *) exit {together};; esac
+""")
+    program.chmod(0o755)
+    command = restore.RESTORE_COMMAND.format(stanza="main", repos="1 2").replace("%f", "name").replace("%p", "path")
+    path = f"{tmp_path}:/usr/bin:/bin"
+    assert subprocess.run(["sh", "-c", command], env={"PATH": path}, check=False).returncode == code
 
 
 @pytest.mark.parametrize(
@@ -495,4 +743,4 @@ def test_a_damaged_backup_is_called_that(restore, monkeypatch, said):
 
     monkeypatch.setattr(restore, "pgbackrest", pgbackrest)
     with pytest.raises(restore.FailedError, match=r"the backup 2026F in repo2 is damaged.*ERROR"):
-        restore._copy("main", 2, "2026F")
+        restore._copy("main", 2, "2026F", 1)
