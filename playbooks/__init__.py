@@ -12,6 +12,7 @@
 | `drift` | `minipc drift` | plans, and tells monitoring |
 | `status` | `minipc status`, `triage` | puts the questions of `checks.yaml` |
 | `release` | `minipc release`, `trace` | a version of the service, forwards and back |
+| `argocd_sync` | `minipc argocd sync` | the cluster takes over what Git says of ArgoCD itself |
 | `dns_cutover` | `minipc dns` | moves the public name |
 | `separation` | `minipc prove separation` | who reaches what |
 | `runbook` | `minipc runbook` | renders docs/runbook.md |
@@ -24,6 +25,7 @@
 | `elsewhere` | rehearse, faults | another computer: empty home, clean clone, the bundle |
 | `stage`, `plays` | faults | the machine that is lost each time; what is played against it |
 | `real_kernel` | rehearse, with qemu | the short rehearsal on an emulated machine |
+| `beside_the_vpn` | rebuild, apply | says when the operator's ports answer beside the VPN |
 | `bundle_metrics` | apply, `minipc bundle check` | monitoring learns of the bundle |
 
 Data: `checks.yaml` (the operator's questions), `log_queries.yaml` (saved log queries).
