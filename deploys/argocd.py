@@ -9,6 +9,7 @@ from minipc import keys
 from minipc.addresses import known_host
 from minipc.argocd.manifest import NAMESPACE, NODE_PORT, render
 from minipc.argocd.password import hashed
+from minipc.config import Settings
 from minipc.deploy_repository import hosted_url
 from minipc.deploying import artifact, config, not_exercised, offsite_address, secrets
 from minipc.operations import Content, Directory, File, place, unit
@@ -32,18 +33,12 @@ def argocd() -> None:
     cluster, manifest = artifact("k3s", component="argocd"), artifact("argocd-manifest", component="argocd")
     if cluster is None or manifest is None or manifest.path is None:
         return
-    hosted = settings.argocd.repository is None
-    address = offsite_address()
-    if hosted and address is None:
+    repository, known_hosts = _repository(settings)
+    if repository is None:
         not_exercised(
             "argocd", "there is no deploy repository: argocd_repository and backups_offsite are None", "argocd"
         )
         return
-    found = secrets({"password": ARGOCD_PASSWORD, "key": ARGOCD_DEPLOY_KEY, "host": SFTP_HOST_KEY})
-    repository = settings.argocd.repository or hosted_url(address or "", settings.offsite.sftp_port)
-    known_hosts = [*settings.argocd.known_hosts]
-    if hosted:
-        known_hosts.append(known_host(address or "", settings.offsite.sftp_port, keys.public_key(found["host"])))
 
     # configure
     files = place(
@@ -69,6 +64,16 @@ def argocd() -> None:
 
     # activate
     objects_present(name="know the repository's host", path=f"{ETC}/known-hosts.yaml", placed=files)
+    passwords(repository)
+    once(name="bootstrap", namespace=NAMESPACE, path=f"{ETC}/install.yaml", manager=MANAGER, placed=files)
+    rolled_out(name="wait until it runs", namespace=NAMESPACE, parts=PARTS)
+    objects_present(name="point it at the repository", path=f"{ETC}/applications.yaml", placed=files)
+    unit(name="open the operator's way to it", unit="minipc-argocd.socket", restart_on=[door])
+
+
+def passwords(repository: str) -> None:
+    """The administrator's, and the key that reads the repository: never in Git, never in a file of the machine."""
+    found = secrets({"password": ARGOCD_PASSWORD, "key": ARGOCD_DEPLOY_KEY})
     # Before its first start: it would make itself a password otherwise.
     secret_present(
         name="set the administrator's password",
@@ -84,10 +89,17 @@ def argocd() -> None:
         data={"type": "git", "url": repository, "sshPrivateKey": found["key"].reveal()},
         labels={"argocd.argoproj.io/secret-type": "repository"},
     )
-    once(name="bootstrap", namespace=NAMESPACE, path=f"{ETC}/install.yaml", manager=MANAGER, placed=files)
-    rolled_out(name="wait until it runs", namespace=NAMESPACE, parts=PARTS)
-    objects_present(name="point it at the repository", path=f"{ETC}/applications.yaml", placed=files)
-    unit(name="open the operator's way to it", unit="minipc-argocd.socket", restart_on=[door])
+
+
+def _repository(settings: Settings) -> tuple[str | None, list[str]]:
+    """Address of the deploy repository, and its host's keys: the operator's choice, else the off-site machine's."""
+    known_hosts = [*settings.argocd.known_hosts]
+    address = offsite_address()
+    if settings.argocd.repository or address is None:
+        return settings.argocd.repository, known_hosts
+    port = settings.offsite.sftp_port
+    host_key = keys.public_key(secrets({"host": SFTP_HOST_KEY})["host"])
+    return hosted_url(address, port), [*known_hosts, known_host(address, port, host_key)]
 
 
 argocd()

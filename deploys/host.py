@@ -6,8 +6,9 @@ pyinfra inventory/production.py deploys/host.py
 from pyinfra.api import deploy
 from pyinfra.operations import apt, server
 
+from minipc.config import Settings
 from minipc.deploying import config
-from minipc.operations import Absent, Content, Directory, File, arm, confirm, install, place, unit
+from minipc.operations import Absent, Content, Directory, File, Placed, arm, confirm, install, place, unit
 
 DAY = 86400  # apt-daily.timer refreshes the lists each day: on a living machine this never changes anything
 SYSTEMD = "/etc/systemd/system"
@@ -27,30 +28,10 @@ PACKAGES = [
 @deploy("host")
 def host() -> None:
     settings = config()
-    keys = "".join(f"{key}\n" for key in settings.host.operator_keys).encode()
-    operator = settings.host.operator_user
-    home = f"/home/{operator}"
 
     # install
-    apt_files = [
-        File("apt.conf", "/etc/apt/apt.conf.d/90minipc"),
-        File("policy-rc.d", "/usr/sbin/policy-rc.d", mode="755", check="sh -n {path}"),
-        File("unattended-upgrades.conf.j2", "/etc/apt/apt.conf.d/52minipc-unattended-upgrades"),
-    ]
-    if settings.host.apt_mirror:
-        apt_files += [File("debian.sources.j2", SOURCES), Absent("/etc/apt/sources.list")]
-    place(name="configure apt", component="host", entries=apt_files, values={"host": settings.host})
-    apt.update(name="update package lists", cache_time=4 * DAY)
-    install(name="install packages", packages=PACKAGES)
-    server.group(name="create the operator's group", group=operator)
-    server.user(
-        name="create the operator's account",
-        user=operator,
-        group=operator,
-        home=home,
-        shell="/bin/bash",
-        create_home=True,
-    )
+    packages(settings)
+    account(settings.host.operator_user)
 
     # configure
     place(
@@ -86,17 +67,7 @@ def host() -> None:
         entries=[File("minipc-service-address.service.j2", f"{SYSTEMD}/minipc-service-address.service")],
         values={"host": settings.host},
     )
-    place(
-        name="configure the way back from a lockout",
-        component="host",
-        entries=[
-            File("revert.sh", "/usr/local/lib/minipc/revert", mode="755", check="sh -n {path}"),
-            File("minipc-revert@.service", f"{SYSTEMD}/minipc-revert@.service"),
-            File("minipc-revert@.timer.j2", f"{SYSTEMD}/minipc-revert@.timer"),
-            File("minipc-revert-boot.service", f"{SYSTEMD}/minipc-revert-boot.service"),
-        ],
-        values={"host": settings.host},
-    )
+    way_back(settings)
     time = place(
         name="configure time",
         component="host",
@@ -110,7 +81,61 @@ def host() -> None:
     unit(name="keep time", unit="chrony.service", restart_on=[time])
     unit(name="take back unconfirmed changes at boot", unit="minipc-revert-boot.service")
     # The last thing that is configured: keys and sudo's rules take effect at once, not with the reload.
-    ssh = place(
+    ssh = logins(settings)
+    arm(name="arm the automatic revert", change="sshd", undo="systemctl reload ssh")
+    unit(name="reload SSH", unit="ssh.service", reload_on=[ssh])
+    confirm(name="confirm over a new connection", change="sshd", within_s=settings.host.confirm_within_s)
+    unit(name="upgrade unattended", unit="apt-daily-upgrade.timer")
+
+
+def packages(settings: Settings) -> None:
+    """Where packages come from, and those that every machine has."""
+    entries = [
+        File("apt.conf", "/etc/apt/apt.conf.d/90minipc"),
+        File("policy-rc.d", "/usr/sbin/policy-rc.d", mode="755", check="sh -n {path}"),
+        File("unattended-upgrades.conf.j2", "/etc/apt/apt.conf.d/52minipc-unattended-upgrades"),
+    ]
+    if settings.host.apt_mirror:
+        entries += [File("debian.sources.j2", SOURCES), Absent("/etc/apt/sources.list")]
+    place(name="configure apt", component="host", entries=entries, values={"host": settings.host})
+    apt.update(name="update package lists", cache_time=4 * DAY)
+    install(name="install packages", packages=PACKAGES)
+
+
+def account(operator: str) -> None:
+    """The operator's account; how it logs in is in `logins`."""
+    server.group(name="create the operator's group", group=operator)
+    server.user(
+        name="create the operator's account",
+        user=operator,
+        group=operator,
+        home=f"/home/{operator}",
+        shell="/bin/bash",
+        create_home=True,
+    )
+
+
+def way_back(settings: Settings) -> None:
+    """What takes a change back that locked everybody out: `arm` and `confirm` of every component use it."""
+    place(
+        name="configure the way back from a lockout",
+        component="host",
+        entries=[
+            File("revert.sh", "/usr/local/lib/minipc/revert", mode="755", check="sh -n {path}"),
+            File("minipc-revert@.service", f"{SYSTEMD}/minipc-revert@.service"),
+            File("minipc-revert@.timer.j2", f"{SYSTEMD}/minipc-revert@.timer"),
+            File("minipc-revert-boot.service", f"{SYSTEMD}/minipc-revert-boot.service"),
+        ],
+        values={"host": settings.host},
+    )
+
+
+def logins(settings: Settings) -> Placed:
+    """SSH, whose keys get in, and who becomes root."""
+    keys = "".join(f"{key}\n" for key in settings.host.operator_keys).encode()
+    operator = settings.host.operator_user
+    home = f"/home/{operator}"
+    return place(
         name="configure SSH and who may log in",
         component="host",
         entries=[
@@ -129,10 +154,6 @@ def host() -> None:
         values={"host": settings.host, "firewall": settings.firewall, "vpn": settings.vpn},
         change="sshd",
     )
-    arm(name="arm the automatic revert", change="sshd", undo="systemctl reload ssh")
-    unit(name="reload SSH", unit="ssh.service", reload_on=[ssh])
-    confirm(name="confirm over a new connection", change="sshd", within_s=settings.host.confirm_within_s)
-    unit(name="upgrade unattended", unit="apt-daily-upgrade.timer")
 
 
 host()

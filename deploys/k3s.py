@@ -9,9 +9,11 @@ from pyinfra import host
 from pyinfra.api import deploy
 from pyinfra.operations import files
 
+from minipc.artifacts import Artifact
+from minipc.config import Settings
 from minipc.deploying import artifact, config, not_exercised, secrets
 from minipc.facts.k3s import InUserNamespace
-from minipc.operations import Absent, Directory, File, SecretFile, install, place, push, unit
+from minipc.operations import Absent, Directory, File, Placed, SecretFile, install, place, push, unit
 from minipc.operations.k3s import node_ready, saved_before, token_present
 from minipc.secrets.catalogue import K3S_NODE_PASSWORD, K3S_TOKEN, registry_password
 
@@ -33,17 +35,9 @@ def k3s() -> None:
         for path in (TOKEN, CA):
             files.file(name=f"have {path}", path=path, mode="600")
         return
-    registries = {registry.name: registry_password(registry.name) for registry in settings.k3s.registries}
-    passwords = secrets({"token": K3S_TOKEN, "node": K3S_NODE_PASSWORD, **registries})
-    service_address = settings.host.service_address
 
     # install
-    install(name="install packages", packages=["iptables", "ipset", "kmod", "python3"])
-    # By version, so that the one before is still there to go back to.
-    program = f"/usr/local/lib/minipc/k3s-{found.version}"
-    binary = push(name="place the program", artifact=found, path=program)
-    saved_before(name="save the datastore before an upgrade", version=found.version or "", node=settings.host.name)
-    files.link(name="use this version", path="/usr/local/bin/k3s", target=program)
+    binary = program(settings, found)
 
     # configure
     kernel = place(
@@ -51,13 +45,38 @@ def k3s() -> None:
         component="k3s",
         entries=[File("modules.conf", "/etc/modules-load.d/minipc-k3s.conf")],
     )
-    in_lab = settings.environment == "lab" and host.get_fact(InUserNamespace)
+    configured = configuration(settings)
+    contents(settings)
+
+    # activate
+    unit(name="load kernel modules", unit="systemd-modules-load.service", restart_on=[kernel])
+    unit(name="activate", unit="k3s.service", restart_on=[binary, configured])
+    node_ready(name="wait until the node is ready", node=settings.host.name)
+    token_present(name="let Prometheus see what runs", account="prometheus", token=TOKEN, ca=CA, reader="prometheus")
+
+
+def program(settings: Settings, found: Artifact) -> Placed:
+    """The binary, by version, so that the one before is still there to go back to."""
+    install(name="install packages", packages=["iptables", "ipset", "kmod", "python3"])
+    path = f"/usr/local/lib/minipc/k3s-{found.version}"
+    binary = push(name="place the program", artifact=found, path=path)
+    saved_before(name="save the datastore before an upgrade", version=found.version or "", node=settings.host.name)
+    files.link(name="use this version", path="/usr/local/bin/k3s", target=path)
+    return binary
+
+
+def configuration(settings: Settings) -> Placed:
+    """Of the server, the kubelet and containerd; with what a kernel shared with the controller needs, in the lab."""
+    registries = {registry.name: registry_password(registry.name) for registry in settings.k3s.registries}
+    passwords = secrets({"token": K3S_TOKEN, "node": K3S_NODE_PASSWORD, **registries})
+    addresses = [host.data.ssh_hostname, settings.vpn.address, settings.vpn.address_ipv6, settings.host.service_address]
     lab = [
         File("lab-config.yaml", f"{ETC}/config.yaml.d/90-lab.yaml"),
         File("lab-kubelet.conf", f"{AGENT}/kubelet.conf.d/90-lab.conf"),
         File("lab-containerd.toml", f"{AGENT}/containerd/config-v3.toml.d/90-lab.toml"),
     ]
-    configuration = place(
+    in_lab = settings.environment == "lab" and host.get_fact(InUserNamespace)
+    return place(
         name="configure",
         component="k3s",
         entries=[
@@ -79,21 +98,16 @@ def k3s() -> None:
         values={
             "k3s": settings.k3s,
             "node_name": settings.host.name,
-            "names": [
-                *dict.fromkeys(
-                    [
-                        host.data.ssh_hostname,
-                        settings.vpn.address,
-                        settings.vpn.address_ipv6,
-                        service_address,
-                        *settings.k3s.api_names,
-                    ]
-                )
-            ],
+            "names": [*dict.fromkeys([*addresses, *settings.k3s.api_names])],
             "registries": settings.k3s.registries,
             "passwords": passwords,
         },
     )
+
+
+def contents(settings: Settings) -> None:
+    """What is in the cluster from its start: the way to the data outside it, and Prometheus's account."""
+    address = settings.host.service_address
     place(
         name="configure what is in the cluster",
         component="k3s",
@@ -103,17 +117,11 @@ def k3s() -> None:
             Directory("/etc/minipc/k3s"),
         ],
         values={
-            "address": service_address,
-            "address_type": f"IPv{ip_address(service_address).version}",
+            "address": address,
+            "address_type": f"IPv{ip_address(address).version}",
             "services": {"postgres": settings.postgres.port, "redis": settings.redis.port},
         },
     )
-
-    # activate
-    unit(name="load kernel modules", unit="systemd-modules-load.service", restart_on=[kernel])
-    unit(name="activate", unit="k3s.service", restart_on=[binary, configuration])
-    node_ready(name="wait until the node is ready", node=settings.host.name)
-    token_present(name="let Prometheus see what runs", account="prometheus", token=TOKEN, ca=CA, reader="prometheus")
 
 
 k3s()

@@ -8,10 +8,12 @@ from pyinfra.api import deploy
 from pyinfra.operations import git, server
 
 from minipc import keys
+from minipc.config import Settings
 from minipc.deploy_repository import ACCOUNT, BRANCH, PATH
 from minipc.deploy_repository import HOME as DEPLOY_HOME
 from minipc.deploying import config, secrets
-from minipc.operations import Content, Directory, File, SecretFile, install, place, unit
+from minipc.operations import Content, Directory, File, Placed, SecretFile, install, place, unit
+from minipc.secrets import Secret
 from minipc.secrets.catalogue import ARGOCD_DEPLOY_KEY, REST_PASSWORD, SFTP_HOST_KEY, SFTP_KEY, TLS_KEY
 
 HOME = "/srv/minipc-offsite"
@@ -24,7 +26,6 @@ SYSTEMD = "/etc/systemd/system"
 def offsite() -> None:
     settings = config()
     found = secrets({"sftp": SFTP_KEY, "host": SFTP_HOST_KEY, "tls": TLS_KEY, "rest": REST_PASSWORD})
-    address = settings.offsite.address or host.data.ssh_hostname
 
     # install
     install(name="install packages", packages=["openssh-server", "python3", "restic", "restic-rest-server", "rsync"])
@@ -55,44 +56,8 @@ def offsite() -> None:
             Directory(f"{HOME}/copies", mode="700"),
         ],
     )
-    sftp_keys = place(
-        name="place the keys of the SFTP server",
-        component="offsite",
-        entries=[
-            Directory(ETC),
-            SecretFile("", f"{ETC}/host_key", content=found["host"].reveal().encode()),
-            # The only key that gets in: deploying a new one locks the machine with the old one out.
-            Content(f"restrict {keys.public_key(found['sftp'])} mini PC\n".encode(), f"{ETC}/authorized_keys"),
-        ],
-    )
-    sftp = place(
-        name="configure the SFTP server",
-        component="offsite",
-        entries=[
-            File("sshd_config.j2", f"{ETC}/sshd_config", check="install -d -m 755 /run/sshd && sshd -t -f {path}"),
-            File("minipc-sftp.service", f"{SYSTEMD}/minipc-sftp.service"),
-        ],
-        values={"offsite": settings.offsite, "git_account": ACCOUNT, "repository": PATH},
-    )
-    rest = place(
-        name="configure the restic server",
-        component="offsite",
-        entries=[
-            Content(keys.certificate(found["tls"], address).encode(), f"{ETC}/tls.crt"),
-            SecretFile(
-                "", f"{ETC}/tls.key", group="restic-rest-server", mode="640", content=keys.pem(found["tls"]).encode()
-            ),
-            SecretFile(
-                "",
-                f"{ETC}/htpasswd",
-                group="restic-rest-server",
-                mode="640",
-                content=f"minipc:{keys.htpasswd(found['rest'])}\n".encode(),
-            ),
-            File("restic-rest-server.conf.j2", f"{SYSTEMD}/restic-rest-server.service.d/minipc.conf"),
-        ],
-        values={"offsite": settings.offsite},
-    )
+    sftp = sftp_server(settings, found)
+    rest = restic_server(settings, found)
     copies = place(
         name="configure the copies",
         component="offsite",
@@ -106,7 +71,7 @@ def offsite() -> None:
     )
 
     # activate
-    unit(name="serve SFTP", unit="minipc-sftp.service", restart_on=[sftp_keys, sftp])
+    unit(name="serve SFTP", unit="minipc-sftp.service", restart_on=sftp)
     unit(name="serve restic", unit="restic-rest-server.service", restart_on=[rest])
     unit(name="take copies", unit="minipc-offsite-copy.timer", restart_on=[copies])
 
@@ -136,6 +101,54 @@ def deploy_repository() -> None:
         ],
     )
     git.bare_repo(name="create the deploy repository", path=PATH)
+
+
+def sftp_server(settings: Settings, found: dict[str, Secret]) -> list[Placed]:
+    """An SSH server of its own for pgBackRest, apart from the operator's."""
+    known = place(
+        name="place the keys of the SFTP server",
+        component="offsite",
+        entries=[
+            Directory(ETC),
+            SecretFile("", f"{ETC}/host_key", content=found["host"].reveal().encode()),
+            # The only key that gets in: deploying a new one locks the machine with the old one out.
+            Content(f"restrict {keys.public_key(found['sftp'])} mini PC\n".encode(), f"{ETC}/authorized_keys"),
+        ],
+    )
+    configured = place(
+        name="configure the SFTP server",
+        component="offsite",
+        entries=[
+            File("sshd_config.j2", f"{ETC}/sshd_config", check="install -d -m 755 /run/sshd && sshd -t -f {path}"),
+            File("minipc-sftp.service", f"{SYSTEMD}/minipc-sftp.service"),
+        ],
+        values={"offsite": settings.offsite, "git_account": ACCOUNT, "repository": PATH},
+    )
+    return [known, configured]
+
+
+def restic_server(settings: Settings, found: dict[str, Secret]) -> Placed:
+    """Takes the mini PC's snapshots; none can be removed through it."""
+    address = settings.offsite.address or host.data.ssh_hostname
+    return place(
+        name="configure the restic server",
+        component="offsite",
+        entries=[
+            Content(keys.certificate(found["tls"], address).encode(), f"{ETC}/tls.crt"),
+            SecretFile(
+                "", f"{ETC}/tls.key", group="restic-rest-server", mode="640", content=keys.pem(found["tls"]).encode()
+            ),
+            SecretFile(
+                "",
+                f"{ETC}/htpasswd",
+                group="restic-rest-server",
+                mode="640",
+                content=f"minipc:{keys.htpasswd(found['rest'])}\n".encode(),
+            ),
+            File("restic-rest-server.conf.j2", f"{SYSTEMD}/restic-rest-server.service.d/minipc.conf"),
+        ],
+        values={"offsite": settings.offsite},
+    )
 
 
 offsite()

@@ -13,9 +13,11 @@ from pyinfra.api import deploy
 from minipc import keys
 from minipc.addresses import bracketed, known_host
 from minipc.components import backup_paths
+from minipc.config import Settings
 from minipc.deploying import config, not_exercised, offsite_address, secrets
 from minipc.guards import refuse_another_database
 from minipc.operations import Content, Directory, File, SecretFile, install, place
+from minipc.secrets import Secret
 from minipc.secrets.catalogue import (
     REST_PASSWORD,
     RESTIC_PASSWORD,
@@ -50,33 +52,29 @@ def repositories() -> None:
     install(name="install packages", packages=["pgbackrest", "python3", "restic"])
 
     # configure
-    pgbackrest = [
+    pgbackrest(settings, address, found)
+    restic(settings, address, found)
+    programs(repos)
+
+
+def pgbackrest(settings: Settings, address: str | None, found: dict[str, Secret]) -> None:
+    """The database's repositories: repo1 on the machine, repo2 off-site."""
+    entries = [
         Directory(PGBACKREST, group="postgres", mode="750"),
         SecretFile("pgbackrest.conf.j2", f"{PGBACKREST}/pgbackrest.conf", group="postgres", mode="640"),
     ]
-    restic = [Directory(ETC, mode="700")]
     if address:
         host_key = keys.public_key(found["host"])
-        rest_url = (
-            f"rest:https://minipc:{found['rest'].reveal()}@{bracketed(address)}:{settings.offsite.rest_port}/minipc/"
-        )
-        pgbackrest += [
-            Content(
-                f"{known_host(address, settings.offsite.sftp_port, host_key)}\n{address} {host_key}\n".encode(),
-                f"{PGBACKREST}/known_hosts",
-            ),
+        known_hosts = f"{known_host(address, settings.offsite.sftp_port, host_key)}\n{address} {host_key}\n"
+        entries += [
+            Content(known_hosts.encode(), f"{PGBACKREST}/known_hosts"),
             # libssh2 reads it as postgres.
             SecretFile("", f"{PGBACKREST}/sftp_key", owner="postgres", content=found["sftp"].reveal().encode()),
-        ]
-        restic += [
-            SecretFile("", f"{ETC}/restic.repository", content=f"{rest_url}\n".encode()),
-            SecretFile("", f"{ETC}/restic.password", content=f"{found['restic'].reveal()}\n".encode()),
-            Content(keys.certificate(found["tls"], address).encode(), f"{ETC}/offsite.crt"),
         ]
     place(
         name="configure pgBackRest",
         component="repositories",
-        entries=pgbackrest,
+        entries=entries,
         values={
             "backups": settings.backups,
             "postgres": settings.postgres,
@@ -84,7 +82,24 @@ def repositories() -> None:
             "ciphers": found,
         },
     )
-    place(name="configure restic", component="repositories", entries=restic)
+
+
+def restic(settings: Settings, address: str | None, found: dict[str, Secret]) -> None:
+    """The repository of configuration and state, off-site only."""
+    entries = [Directory(ETC, mode="700")]
+    if address:
+        server = f"{bracketed(address)}:{settings.offsite.rest_port}"
+        url = f"rest:https://minipc:{found['rest'].reveal()}@{server}/minipc/"
+        entries += [
+            SecretFile("", f"{ETC}/restic.repository", content=f"{url}\n".encode()),
+            SecretFile("", f"{ETC}/restic.password", content=f"{found['restic'].reveal()}\n".encode()),
+            Content(keys.certificate(found["tls"], address).encode(), f"{ETC}/offsite.crt"),
+        ]
+    place(name="configure restic", component="repositories", entries=entries)
+
+
+def programs(repos: list[int]) -> None:
+    """What backs up and restores, on the machine: it needs no controller."""
     place(
         name="place the programs",
         component="repositories",

@@ -2,8 +2,8 @@
 
     pyinfra inventory/production.py deploys/site.py
 
-One line each, not a loop: pyinfra orders operations by the line they are called from. The list is the one of
-minipc/components.py (tests/unit/test_deploys.py holds them together).
+One line each, not a loop: by the lines they are called from pyinfra knows which operations of two machines are the
+same. The list is the one of minipc/components.py (tests/unit/test_deploys.py holds them together).
 """
 
 from pyinfra import host, local

@@ -3,12 +3,14 @@
 pyinfra inventory/production.py deploys/workload.py
 """
 
+from typing import Any
+
 from pyinfra.api import deploy
 from pyinfra.operations import server
 
 from minipc.config import Settings
 from minipc.deploying import artifact, config, secrets
-from minipc.operations import Content, Directory, File, SecretFile, install, place, unit, units
+from minipc.operations import Content, Directory, File, Placed, SecretFile, install, place, unit, units
 from minipc.operations.k3s import secret_present
 from minipc.paths import ROOT
 from minipc.secrets import Secret
@@ -69,10 +71,34 @@ def stand_in(settings: Settings, passwords: dict[str, Secret]) -> None:
         ensure_home=False,
         shell="/usr/sbin/nologin",
     )
+    code = place_code()
+
+    # configure
+    files = place(
+        name="configure",
+        component="workload",
+        entries=[
+            Directory("/etc/workload", mode="700"),
+            SecretFile("env.j2", "/etc/workload/env"),
+            File("workload-migrate.service.j2", "/etc/systemd/system/workload-migrate.service"),
+            File("workload-api.service.j2", "/etc/systemd/system/workload-api.service"),
+            File("workload-worker@.service.j2", "/etc/systemd/system/workload-worker@.service"),
+        ],
+        values=_environment(settings, passwords) | {"version": code.digest[:12]},
+    )
+
+    # activate
+    unit(name="migrate the database", unit="workload-migrate.service", restart_on=[code, files])
+    services = ["workload-api.service", *(f"workload-worker@{worker}.service" for worker in WORKERS)]
+    units(name="activate the API and the workers", units=services, restart_on=[code, files])
+
+
+def place_code() -> Placed:
+    """The package as it is in this repository."""
     sources = sorted(
         path for path in (SOURCE / "minipc_workload").rglob("*") if path.suffix in {".py", ".sql", ".mako"}
     )
-    code = place(
+    return place(
         name="place the code",
         component="workload",
         entries=[
@@ -81,10 +107,11 @@ def stand_in(settings: Settings, passwords: dict[str, Secret]) -> None:
         ],
     )
 
-    # configure
-    values = {
+
+def _environment(settings: Settings, passwords: dict[str, Secret]) -> dict[str, Any]:
+    """What the service is told of the machine."""
+    return {
         "environment": settings.environment,
-        "version": code.digest[:12],
         "install_dir": INSTALL_DIR,
         "database_host": settings.host.service_address,
         "database_port": settings.postgres.port,
@@ -100,23 +127,6 @@ def stand_in(settings: Settings, passwords: dict[str, Secret]) -> None:
         "worker_stale_s": settings.workload.worker_stale_s,
         "sentry_dsn": passwords["sentry"].reveal() if "sentry" in passwords else "",
     }
-    files = place(
-        name="configure",
-        component="workload",
-        entries=[
-            Directory("/etc/workload", mode="700"),
-            SecretFile("env.j2", "/etc/workload/env"),
-            File("workload-migrate.service.j2", "/etc/systemd/system/workload-migrate.service"),
-            File("workload-api.service.j2", "/etc/systemd/system/workload-api.service"),
-            File("workload-worker@.service.j2", "/etc/systemd/system/workload-worker@.service"),
-        ],
-        values=values,
-    )
-
-    # activate
-    unit(name="migrate the database", unit="workload-migrate.service", restart_on=[code, files])
-    services = ["workload-api.service", *(f"workload-worker@{worker}.service" for worker in WORKERS)]
-    units(name="activate the API and the workers", units=services, restart_on=[code, files])
 
 
 workload()
