@@ -20,6 +20,8 @@ LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 TRACKING = "argocd.argoproj.io/tracking-id"
 # Those that write to managed objects without being a person: ArgoCD, and Kubernetes itself.
 CONTROLLERS = {"argocd-controller", "kube-controller-manager", "k3s", "deploy@"}
+# kubectl's words for a cluster without ArgoCD, and for one without the application.
+NOT_THERE_YET = re.compile(r"doesn't have a resource type|\(NotFound\)")
 
 Object = dict[str, Any]
 
@@ -37,6 +39,10 @@ def main() -> int:
             return 0
         found = compare(arguments.application)
     except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+        if NOT_THERE_YET.search(str(getattr(error, "stderr", ""))):
+            # A converge brings this program before ArgoCD: nothing is managed, nothing differs.
+            print(0)
+            return 0
         print(f"drift can't be told: {type(error).__name__}: {getattr(error, 'stderr', '') or error}", file=sys.stderr)
         return 1
     if arguments.metrics:

@@ -258,3 +258,23 @@ def test_what_can_not_be_told_is_no_metric(monkeypatch, drift, tmp_path, capsys)
     assert drift.main() == 1
     assert not (tmp_path / "drift.prom").exists()
     assert "connection refused" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'error: the server doesn\'t have a resource type "applications"',
+        'Error from server (NotFound): applications.argoproj.io "workload" not found',
+    ],
+)
+def test_before_argocd_is_there_nothing_drifts(monkeypatch, drift, tmp_path, capsys, said):
+    """Its timer begins with the machine, long before the first sync: that is no failed unit."""
+
+    def kubectl(*argv):
+        raise drift.subprocess.CalledProcessError(1, "kubectl", stderr=said)
+
+    monkeypatch.setattr(drift, "kubectl", kubectl)
+    monkeypatch.setattr(drift.sys, "argv", ["drift", "--metrics", str(tmp_path / "drift.prom")])
+    assert drift.main() == 0
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == "0\n"
