@@ -10,12 +10,14 @@ from pyinfra.operations import git, server
 from minipc import keys
 from minipc.deploy_repository import ACCOUNT, BRANCH, PATH
 from minipc.deploy_repository import HOME as DEPLOY_HOME
-from minipc.guards import config, secrets
+from minipc.guards import config, refuse_replaced_key, secrets
 from minipc.operations import Content, Directory, File, SecretFile, install, place, unit
 from minipc.secrets.catalogue import ARGOCD_DEPLOY_KEY, REST_PASSWORD, SFTP_HOST_KEY, SFTP_KEY, TLS_KEY
 
 HOME = "/srv/minipc-offsite"
 ETC = "/etc/minipc/offsite"
+AUTHORIZED = f"{ETC}/authorized_keys"
+REPLACED = f"{ETC}/replaced_keys"
 BIN = "/usr/local/lib/minipc"
 SYSTEMD = "/etc/systemd/system"
 
@@ -25,6 +27,8 @@ def offsite() -> None:
     settings = config()
     found = secrets({"sftp": SFTP_KEY, "host": SFTP_HOST_KEY, "tls": TLS_KEY, "rest": REST_PASSWORD})
     address = settings.offsite.address or host.data.ssh_hostname
+    own = keys.public_key(found["sftp"])
+    gone = refuse_replaced_key(own, AUTHORIZED, REPLACED)
 
     # install
     install(name="install packages", packages=["openssh-server", "restic", "restic-rest-server", "rsync"])
@@ -61,8 +65,10 @@ def offsite() -> None:
         entries=[
             Directory(ETC),
             SecretFile("", f"{ETC}/host_key", content=found["host"].reveal().encode()),
+            # Before the new one: a computer that still has an old key is refused.
+            Content("".join(f"{key}\n" for key in gone).encode(), REPLACED),
             # The only key that gets in: deploying a new one locks the machine with the old one out.
-            Content(f"restrict {keys.public_key(found['sftp'])} mini PC\n".encode(), f"{ETC}/authorized_keys"),
+            Content(f"restrict {own} mini PC\n".encode(), AUTHORIZED),
         ],
     )
     sftp = place(
