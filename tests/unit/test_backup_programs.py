@@ -694,11 +694,11 @@ def test_the_loss_can_be_accepted(place):
 def test_a_restored_server_archives_nothing_yet(place):
     """The last setting of a name counts: pgBackRest has written its own before."""
     (place.DATA / "postgresql.auto.conf").write_text("restore_command = 'pgbackrest …'\n")
-    place._hold(CONFIG)
-    lines = (place.DATA / "postgresql.auto.conf").read_text().splitlines()
-    assert lines[-1] == "archive_command = ''"
-    assert lines[-2].startswith('restore_command = \'pgbackrest --stanza=main archive-get %f "%p" || ')
-    assert lines[-2].count("'") == 2
+    place._hold(CONFIG, 2)
+    _, command, *others = (place.DATA / "postgresql.auto.conf").read_text().splitlines()
+    assert others == ["recovery_target_timeline = '2'", "archive_command = ''"]
+    assert command.startswith('restore_command = \'pgbackrest --stanza=main archive-get %f "%p" || ')
+    assert command.count("'") == 2
 
 
 @pytest.mark.parametrize(
@@ -739,4 +739,4 @@ def test_a_damaged_backup_is_called_that(restore, monkeypatch, said):
 
     monkeypatch.setattr(restore, "pgbackrest", pgbackrest)
     with pytest.raises(restore.FailedError, match=r"the backup 2026F in repo2 is damaged.*ERROR"):
-        restore._copy("main", 2, "2026F", 1)
+        restore._copy("main", 2, "2026F")
