@@ -161,10 +161,16 @@ def recovered(config: dict[str, Any], *, accept_gap: bool) -> None:
             "repository: what was written in between is missing. Nothing of this was archived. Run `minipc rebuild` "
             "again: it restores anew; or accept the loss: with --accept-missing-wal"
         )
-    # `restore_command` at last: for as long as it is set, a converge comes back here.
-    names = ("archive_command", "recovery_target_timeline", "restore_command")
-    statements = [f"ALTER SYSTEM RESET {name};" for name in names]
-    sql("\n".join([*statements, "SELECT pg_reload_conf();"]), "postgres", config["port"])
+    _reset(config, "archive_command", "recovery_target_timeline")
+    # The timeline is read when the server starts. Nobody works with it yet.
+    run(["systemctl", "restart", UNIT], timeout_s=600)
+    # At last: for as long as it is set, a converge comes back here.
+    _reset(config, "restore_command")
+
+
+def _reset(config: dict[str, Any], *names: str) -> None:
+    statements = [*(f"ALTER SYSTEM RESET {name};" for name in names), "SELECT pg_reload_conf();"]
+    sql("\n".join(statements), "postgres", config["port"])
 
 
 def _end_of_recovery() -> int | None:

@@ -667,11 +667,13 @@ def ended(place, until, *positions):
 def test_a_recovery_that_went_as_far_as_there_was_wal_begins_to_archive(place, until, positions):
     ended(place, until, *positions)
     assert place.main("recovered", "restore") == 0
-    (script,) = place.asked
-    assert [line.split()[-1] for line in script.splitlines()[:-1]] == [
+    assert [line.split()[-1] for step in place.asked for line in step.splitlines()] == [
         "archive_command;",
         "recovery_target_timeline;",
+        "pg_reload_conf();",
+        "postgresql@17-main",
         "restore_command;",
+        "pg_reload_conf();",
     ]
     assert not place.UNFINISHED.exists()
 
@@ -688,7 +690,7 @@ def test_a_recovery_that_ended_too_early_archives_nothing(place):
 def test_the_loss_can_be_accepted(place):
     ended(place, segments(0xE, 0xE)[0], 9 * SEGMENT)
     assert place.main("recovered", "restore-incomplete") == 0
-    assert len(place.asked) == 1
+    assert "RESET archive_command" in place.asked[0]
 
 
 def test_a_restored_server_archives_nothing_yet(place):
