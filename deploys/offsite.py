@@ -12,12 +12,15 @@ from minipc.config import Settings
 from minipc.deploy_repository import ACCOUNT, BRANCH, PATH
 from minipc.deploy_repository import HOME as DEPLOY_HOME
 from minipc.deploying import config, secrets
+from minipc.guards import refuse_replaced_key
 from minipc.operations import Content, Directory, File, Placed, SecretFile, install, place, unit
 from minipc.secrets import Secret
 from minipc.secrets.catalogue import ARGOCD_DEPLOY_KEY, REST_PASSWORD, SFTP_HOST_KEY, SFTP_KEY, TLS_KEY
 
 HOME = "/srv/minipc-offsite"
 ETC = "/etc/minipc/offsite"
+AUTHORIZED = f"{ETC}/authorized_keys"
+REPLACED = f"{ETC}/replaced_keys"
 BIN = "/usr/local/lib/minipc"
 SYSTEMD = "/etc/systemd/system"
 
@@ -26,6 +29,7 @@ SYSTEMD = "/etc/systemd/system"
 def offsite() -> None:
     settings = config()
     found = secrets({"sftp": SFTP_KEY, "host": SFTP_HOST_KEY, "tls": TLS_KEY, "rest": REST_PASSWORD})
+    gone = refuse_replaced_key(keys.public_key(found["sftp"]), AUTHORIZED, REPLACED)
 
     # install
     install(name="install packages", packages=["openssh-server", "python3", "restic", "restic-rest-server", "rsync"])
@@ -56,7 +60,7 @@ def offsite() -> None:
             Directory(f"{HOME}/copies", mode="700"),
         ],
     )
-    sftp = sftp_server(settings, found)
+    sftp = sftp_server(settings, found, gone)
     rest = restic_server(settings, found)
     copies = place(
         name="configure the copies",
@@ -103,16 +107,22 @@ def deploy_repository() -> None:
     git.bare_repo(name="create the deploy repository", path=PATH)
 
 
-def sftp_server(settings: Settings, found: dict[str, Secret]) -> list[Placed]:
-    """An SSH server of its own for pgBackRest, apart from the operator's."""
+def sftp_server(settings: Settings, found: dict[str, Secret], gone: list[str]) -> list[Placed]:
+    """An SSH server of its own for pgBackRest, apart from the operator's.
+
+    Args:
+        gone: public keys of machines that were replaced.
+    """
     known = place(
         name="place the keys of the SFTP server",
         component="offsite",
         entries=[
             Directory(ETC),
             SecretFile("", f"{ETC}/host_key", content=found["host"].reveal().encode()),
+            # Before the new one: a computer that still has an old key is refused.
+            Content("".join(f"{key}\n" for key in gone).encode(), REPLACED),
             # The only key that gets in: deploying a new one locks the machine with the old one out.
-            Content(f"restrict {keys.public_key(found['sftp'])} mini PC\n".encode(), f"{ETC}/authorized_keys"),
+            Content(f"restrict {keys.public_key(found['sftp'])} mini PC\n".encode(), AUTHORIZED),
         ],
     )
     configured = place(

@@ -17,8 +17,9 @@ from pyinfra import context
 
 from minipc.components import missing_needs
 from minipc.config import Settings
-from minipc.errors import ConfigError, RefusedError
+from minipc.errors import ConfigError, MinipcError, RefusedError
 from minipc.facts.backups import BackupsState
+from minipc.facts.files import FileContents
 from minipc.facts.machine import IDENTITY_FILE, Absent, Admission
 from minipc.halt import stop
 
@@ -39,6 +40,37 @@ def refuse_another_database() -> None:
             "restore the backup (docs/howto/restore-drill.md, by hand); if the new database is really meant, remove "
             "/var/lib/minipc/backups/stanza.json and the stanzas. Nothing was changed",
         )
+
+
+def refuse_replaced_key(own: str, authorized: str, replaced: str) -> list[str]:
+    """Refuses the key of a machine that was replaced: this computer's secrets are older than the last rebuild.
+
+    Args:
+        own: the public key that these secrets let in.
+        authorized, replaced: paths on the off-site machine, of the key that gets in and of those that never may again.
+
+    Returns:
+        The keys that never may again once `own` is in place.
+    """
+    found = context.host.get_fact(FileContents, paths=[authorized, replaced])
+    try:
+        return replaced_keys(own, found.get(authorized, b"").decode(), found.get(replaced, b"").decode())
+    except MinipcError as error:
+        stop(error)
+
+
+def replaced_keys(own: str, authorized: str, replaced: str) -> list[str]:
+    """`refuse_replaced_key` for the content of both files. Raises RefusedError."""
+    gone = replaced.splitlines()
+    if own in gone:
+        raise RefusedError(
+            "these secrets are older than the last rebuild: the key of the machine that was replaced would get in "
+            "again, and the one in its place would be locked out of its backups",
+            "get the newer ones: pull secrets/production.age, or open the newest bundle. Nothing was changed",
+        )
+    # `restrict ssh-ed25519 AAAA… mini PC`
+    before = [" ".join(line.split()[1:3]) for line in authorized.splitlines()]
+    return list(dict.fromkeys([*gone, *(key for key in before if key != own)]))
 
 
 def admit(name: str, pinned: str | None, found: Admission) -> None:

@@ -68,6 +68,11 @@ for each in $(k3s kubectl -n workload get deployments -o name); do
     k3s kubectl -n workload scale "$each" --replicas=0
 done
 """
+# Only this computer has the keys that a rebuild makes.
+KEEP = (
+    "COMMIT AND PUSH secrets/production.age and inventory/pins.json, then seal a new bundle (`minipc bundle create`). "
+    "Any other computer has the keys of the lost machine, and the off-site machine refuses them"
+)
 ACCEPT_GAP = ("--data", "postgres_from_backup=restore-incomplete")
 
 
@@ -122,14 +127,18 @@ def rebuild(environment: Environment, entry: HostEntry, fingerprint: str, option
     part_of = os.environ.get(RUN_VARIABLE)
     run = Run("rebuild", Path(part_of) if part_of else None)
     failure: PhaseFailedError | None = None
+    fenced = False
     with nullcontext() if part_of else watch(run.events):
         try:
             for done in _phases(run, environment, entry, fingerprint, options):
+                fenced = fenced or done is phases.FENCE
                 if done is options.until:
                     break
         except PhaseFailedError as error:
             failure = error
             run.note(f"what was printed: {run.log}; mend the cause and run the same command again")
+        if environment == "production" and fenced:
+            run.note(KEEP)
     code = _exit_code(failure)
     if part_of:
         return code

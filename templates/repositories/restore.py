@@ -161,10 +161,16 @@ def recovered(config: dict[str, Any], *, accept_gap: bool) -> None:
             "repository: what was written in between is missing. Nothing of this was archived. Run `minipc rebuild` "
             "again: it restores anew; or accept the loss: with --accept-missing-wal"
         )
-    # `restore_command` at last: for as long as it is set, a converge comes back here.
-    names = ("archive_command", "recovery_target_timeline", "restore_command")
-    statements = [f"ALTER SYSTEM RESET {name};" for name in names]
-    sql("\n".join([*statements, "SELECT pg_reload_conf();"]), "postgres", config["port"])
+    _reset(config, "archive_command", "recovery_target_timeline")
+    # The timeline is read when the server starts. Nobody works with it yet.
+    run(["systemctl", "restart", UNIT], timeout_s=600)
+    # At last: for as long as it is set, a converge comes back here.
+    _reset(config, "restore_command")
+
+
+def _reset(config: dict[str, Any], *names: str) -> None:
+    statements = [*(f"ALTER SYSTEM RESET {name};" for name in names), "SELECT pg_reload_conf();"]
+    sql("\n".join(statements), "postgres", config["port"])
 
 
 def _end_of_recovery() -> int | None:
@@ -213,10 +219,10 @@ def _restore(config: dict[str, Any], backups: dict[int, dict[str, Any]], *, acce
     started = time.time()
     say(f"restoring {size // 1024**2} MB from repo{repo}")
     label = backups[repo]["label"]
-    _copy(config["stanza"], repo, label, timeline)
+    _copy(config["stanza"], repo, label)
     seconds = time.time() - started
     _write_cluster_configuration(account)
-    _hold(config)
+    _hold(config, timeline)
     outcome = {"repo": repo, "label": label, "bytes": size, "seconds": round(seconds, 3), "at": started}
     outcome |= {"wal_until": until, "timeline": timeline, "gap_accepted": accept_gap}
     write_file(OUTCOME, json.dumps(outcome) + "\n")
@@ -226,12 +232,13 @@ def _restore(config: dict[str, Any], backups: dict[int, dict[str, Any]], *, acce
     _make_stanza(config)
 
 
-def _hold(config: dict[str, Any]) -> None:
+def _hold(config: dict[str, Any], timeline: int) -> None:
     """Settings of the recovery, after those of pgBackRest: the last one counts. `recovered` takes them back."""
     command = RESTORE_COMMAND.format(stanza=config["stanza"], repos=" ".join(map(str, config["repos"])))
+    # An empty command archives nothing and loses nothing.
+    held = {"restore_command": command, "recovery_target_timeline": timeline, "archive_command": ""}
     with open(DATA / "postgresql.auto.conf", "a") as file:
-        # An empty command archives nothing and loses nothing.
-        file.write(f"restore_command = '{command}'\narchive_command = ''\n")
+        file.write("".join(f"{name} = '{value}'\n" for name, value in held.items()))
 
 
 def _make_stanza(config: dict[str, Any]) -> None:
@@ -242,10 +249,11 @@ def _make_stanza(config: dict[str, Any]) -> None:
     UNFINISHED.unlink()
 
 
-def _copy(stanza: str, repo: int, label: str, timeline: int) -> None:
+def _copy(stanza: str, repo: int, label: str) -> None:
     """The files of the backup. Raises FailedError; a damaged one is called that."""
     try:
-        pgbackrest(f"--stanza={stanza}", f"--repo={repo}", f"--set={label}", f"--target-timeline={timeline}", "restore")
+        # `current`: pgBackRest would look for a history in this repository only. `_hold` names the timeline.
+        pgbackrest(f"--stanza={stanza}", f"--repo={repo}", f"--set={label}", "--target-timeline=current", "restore")
     except FailedError as error:
         if not DAMAGE.search(str(error)):
             raise

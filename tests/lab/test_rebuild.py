@@ -6,6 +6,8 @@ import pytest
 
 from minipc.inventory import the_target
 from minipc.run import Run
+from minipc.secrets import open_store
+from minipc.secrets.catalogue import SFTP_KEY
 from playbooks import rebuild
 from tests.lab.conftest import converge, on, run
 
@@ -144,12 +146,22 @@ def test_a_wrong_passphrase_is_told_and_makes_no_database(site, lost):
         on(site, f"mv /root/kept.conf {CONF}")
 
 
-def test_the_lost_machine_is_locked_out_when_it_comes_back(site):
+def test_the_lost_machine_is_locked_out_when_it_comes_back(site, offsite):
     """The site plays the old machine: after the fence its key archives nothing any more."""
     check = "cd / && runuser -u postgres -- pgbackrest --repo=2 repo-ls 2>&1; echo code $?"
     assert "code 0" in on(site, check)
+    store = open_store("lab")
+    old = store.get(SFTP_KEY).reveal()
     rebuild.fence(Run("rebuild"), "lab", the_target("lab", site.name))
     try:
+        assert "code 0" not in on(site, check)
+        # A computer that was not told of the rebuild converges the off-site machine.
+        new = store.get(SFTP_KEY).reveal()
+        store.set_many({SFTP_KEY: old})
+        refused = converge(offsite, "offsite")
+        store.set_many({SFTP_KEY: new})
+        assert refused.code == 3, refused.output
+        assert "older than the last rebuild" in refused.output
         assert "code 0" not in on(site, check)
     finally:
         assert converge(site, "repositories").code == 0, "with the new key it is the new machine again"

@@ -671,11 +671,13 @@ def ended(place, until, *positions):
 def test_a_recovery_that_went_as_far_as_there_was_wal_begins_to_archive(place, until, positions):
     ended(place, until, *positions)
     assert place.main("recovered", "restore") == 0
-    (script,) = place.asked
-    assert [line.split()[-1] for line in script.splitlines()[:-1]] == [
+    assert [line.split()[-1] for step in place.asked for line in step.splitlines()] == [
         "archive_command;",
         "recovery_target_timeline;",
+        "pg_reload_conf();",
+        "postgresql@17-main",
         "restore_command;",
+        "pg_reload_conf();",
     ]
     assert not place.UNFINISHED.exists()
 
@@ -692,17 +694,17 @@ def test_a_recovery_that_ended_too_early_archives_nothing(place):
 def test_the_loss_can_be_accepted(place):
     ended(place, segments(0xE, 0xE)[0], 9 * SEGMENT)
     assert place.main("recovered", "restore-incomplete") == 0
-    assert len(place.asked) == 1
+    assert "RESET archive_command" in place.asked[0]
 
 
 def test_a_restored_server_archives_nothing_yet(place):
     """The last setting of a name counts: pgBackRest has written its own before."""
     (place.DATA / "postgresql.auto.conf").write_text("restore_command = 'pgbackrest …'\n")
-    place._hold(CONFIG)
-    lines = (place.DATA / "postgresql.auto.conf").read_text().splitlines()
-    assert lines[-1] == "archive_command = ''"
-    assert lines[-2].startswith('restore_command = \'pgbackrest --stanza=main archive-get %f "%p" || ')
-    assert lines[-2].count("'") == 2
+    place._hold(CONFIG, 2)
+    _, command, *others = (place.DATA / "postgresql.auto.conf").read_text().splitlines()
+    assert others == ["recovery_target_timeline = '2'", "archive_command = ''"]
+    assert command.startswith('restore_command = \'pgbackrest --stanza=main archive-get %f "%p" || ')
+    assert command.count("'") == 2
 
 
 @pytest.mark.parametrize(
@@ -743,4 +745,4 @@ def test_a_damaged_backup_is_called_that(restore, monkeypatch, said):
 
     monkeypatch.setattr(restore, "pgbackrest", pgbackrest)
     with pytest.raises(restore.FailedError, match=r"the backup 2026F in repo2 is damaged.*ERROR"):
-        restore._copy("main", 2, "2026F", 1)
+        restore._copy("main", 2, "2026F")

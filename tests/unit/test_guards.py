@@ -9,7 +9,7 @@ import pytest
 from minipc.config import load
 from minipc.errors import EXIT_REFUSED, RefusedError
 from minipc.facts.machine import Admission, MachineAdmission
-from minipc.guards import NEEDED_MB, admit, refuse_lockout
+from minipc.guards import NEEDED_MB, admit, refuse_lockout, replaced_keys
 
 OURS = Admission(identity="id-1", user="root", version="13", free_mb=NEEDED_MB)
 
@@ -80,3 +80,26 @@ def test_settings_that_would_lock_us_out_are_refused(settings, found, told):
     with pytest.raises(RefusedError, match=told) as error:
         refuse_lockout("m", settings, found)
     assert "nothing was changed" in error.value.next_step
+
+
+OLD, NEW = "ssh-ed25519 AAAAold", "ssh-ed25519 AAAAnew"
+
+
+@pytest.mark.parametrize(
+    ("authorized", "replaced", "gone"),
+    [
+        ("", "", []),
+        (f"restrict {NEW} mini PC\n", f"{OLD}\n", [OLD]),
+        (f"restrict {OLD} mini PC\n", "", [OLD]),
+        # It was cut off between the two files.
+        (f"restrict {OLD} mini PC\n", f"{OLD}\n", [OLD]),
+    ],
+)
+def test_a_new_key_replaces_the_one_that_got_in(authorized, replaced, gone):
+    assert replaced_keys(NEW, authorized, replaced) == gone
+
+
+def test_a_replaced_machines_key_never_gets_in_again():
+    """Another computer, whose secrets are older than the rebuild, converges the off-site machine."""
+    with pytest.raises(RefusedError, match="older than the last rebuild"):
+        replaced_keys(OLD, f"restrict {NEW} mini PC\n", f"{OLD}\n")

@@ -40,7 +40,7 @@ def test_the_committed_changelog_is_one_that_was_rendered():
     assert changelog(runbook.render([], COMMITTED)) == lines
 
 
-def test_a_rebuild_goes_through_the_phases_of_the_runbook(monkeypatch, tmp_path):
+def test_a_rebuild_goes_through_the_phases_of_the_runbook(monkeypatch, tmp_path, capsys):
     """Each phase that the playbook begins, with the components it converges, is the next one of the list."""
     done: list[tuple[str, list[str]]] = []
     target = _target()
@@ -79,6 +79,7 @@ def test_a_rebuild_goes_through_the_phases_of_the_runbook(monkeypatch, tmp_path)
         monkeypatch.setattr(dns_cutover, name, lambda *_: [])
     rebuild.rebuild("production", ("minipc", {}), "SHA256:x")
     assert done == [(each.name, each.files) for each in phases.PHASES]
+    assert "COMMIT AND PUSH secrets/production.age" in capsys.readouterr().out
 
 
 def _machine() -> records.Target:
