@@ -9,15 +9,15 @@ from minipc.argocd.manifest import render
 from minipc.deploy_repository import commit_tree, hosted_url, operator_remote, starting_point
 from minipc.errors import CouldNotVerifyError, MinipcError
 from minipc.gitops import application as argocd
-from minipc.gitops.cluster import SshCluster
+from minipc.gitops.cluster import APPLICATION, SshCluster
 from minipc.gitops.repository import open_repository
 from minipc.inventory import Environment, Target
 from minipc.workload import image as images
 from minipc.workload import oci
-from playbooks import release
+from playbooks import argocd_sync, release
 
 NEEDED = ("k3s", "k3s-images", "argocd-manifest", "argocd-images")
-# The root application is looked at each minute; a slow machine starts ArgoCD in two.
+# A slow machine starts ArgoCD in two minutes.
 APPLICATION_TIMEOUT_S = 300
 
 
@@ -66,6 +66,9 @@ def bring_up(environment: Environment, target: Target) -> str:
         CouldNotVerifyError: cluster or repository don't answer in time.
     """
     cluster = SshCluster(target)
+    for name in argocd_sync.APPLICATIONS:
+        _wait_for_application(cluster, name)
+    argocd_sync.adopt(cluster)
     application = _wait_for_application(cluster)
     said: list[str] = []
     service = release.Service(
@@ -83,11 +86,11 @@ def bring_up(environment: Environment, target: Target) -> str:
     return f"{desired.hash[:12]} is released, its smoke passed"
 
 
-def _wait_for_application(cluster: SshCluster) -> argocd.Application:
+def _wait_for_application(cluster: SshCluster, name: str = APPLICATION) -> argocd.Application:
     give_up_at = time.monotonic() + APPLICATION_TIMEOUT_S
     while True:
         try:
-            return argocd.refresh(cluster)
+            return argocd.refresh(cluster, name)
         except CouldNotVerifyError:
             if time.monotonic() > give_up_at:
                 raise

@@ -119,7 +119,7 @@ SERVICE = Phase(
 GITOPS = Phase(
     "gitops",
     "desired state from Git: migrations, API, workers, smoke",
-    after=("minipc release sync --host HOST",),
+    after=("minipc argocd sync --host HOST", "minipc release sync --host HOST"),
     done_when="the release passed its smoke: the API answers on the machine",
     runtime="k3s",
 )

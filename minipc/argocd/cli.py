@@ -1,6 +1,9 @@
-"""`minipc argocd`: what the deploy repository needs for ArgoCD to manage itself."""
+"""`minipc argocd`: what the deploy repository needs for ArgoCD to manage itself, and the sync of it."""
 
 from __future__ import annotations
+
+import sys
+from typing import Any
 
 import click
 
@@ -22,3 +25,21 @@ def manifest() -> None:
     if found.path is None:
         raise CouldNotVerifyError(f"argocd-manifest: {found.why_missing}", "minipc artifacts fetch argocd-manifest")
     click.echo(render(found.path).decode(), nl=False)
+
+
+@argocd.command()
+@click.option("--yes", is_flag=True, help="Don't ask. What differs is shown all the same.")
+@click.option("--host", "alias", help="Which machine, when the inventory has several.")
+@click.option(
+    "--inventory", "environment", type=click.Choice(["production", "lab"]), default="production", show_default=True
+)
+def sync(environment: Any, alias: str | None, yes: bool) -> None:
+    """Sync ArgoCD itself and its root application: show what differs, ask, sync."""
+    from minipc.gitops.cluster import SshCluster
+    from minipc.inventory import the_target
+    from minipc.wording import plain
+    from playbooks import argocd_sync
+
+    cluster = SshCluster(the_target(environment, alias))
+    ask = (lambda _: True) if yes else (lambda question: click.confirm(question, default=False))
+    sys.exit(argocd_sync.sync(cluster, lambda line: click.echo(plain(line)), ask))

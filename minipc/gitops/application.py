@@ -199,8 +199,13 @@ def refresh(cluster: Cluster, name: str = APPLICATION, *, timeout_s: float = 60)
         time.sleep(1.0)
 
 
-def start(cluster: Cluster, application: Application, revision: str, by: str, name: str = APPLICATION) -> None:
+def start(
+    cluster: Cluster, application: Application, revision: str, by: str, name: str = APPLICATION, *, prune: bool = True
+) -> None:
     """Asks ArgoCD to sync to a commit, as its own API would.
+
+    Args:
+        prune: remove what the commit no longer has.
 
     Raises:
         RefusedError: a sync is under way.
@@ -212,7 +217,7 @@ def start(cluster: Cluster, application: Application, revision: str, by: str, na
         )
     operation = {
         "initiatedBy": {"username": by},
-        "sync": {"revision": revision, "prune": True, "syncOptions": list(application.options)},
+        "sync": {"revision": revision, "prune": prune, "syncOptions": list(application.options)},
     }
     # Without that ArgoCD goes on from the results of the sync before: everything is done already, and it has succeeded.
     patch = json.dumps({"operation": operation, "status": {"operationState": None}})

@@ -100,6 +100,18 @@ def test_the_first_rule_of_the_audit_log_keeps_who_read_a_secret_and_never_what(
     assert {rule["level"] for rule in policy["rules"]} == {"None", "Metadata"}
 
 
+def test_argocd_syncs_nothing_by_itself_and_its_root_defines_applications_only():
+    """Who can write to the deploy repository must not own the cluster a minute later."""
+    documents = list(yaml.safe_load_all(rendered("argocd", "applications.yaml.j2")))
+    found = {(each["kind"], each["metadata"]["name"]): each["spec"] for each in documents}
+    applications = {name: spec for (kind, name), spec in found.items() if kind == "Application"}
+    assert {name: spec["project"] for name, spec in applications.items()} == {"root": "root", "argocd": "system"}
+    assert [name for name, spec in applications.items() if "automated" in spec["syncPolicy"]] == []
+    root = found["AppProject", "root"]
+    assert root["clusterResourceWhitelist"] == []
+    assert {each["kind"] for each in root["namespaceResourceWhitelist"]} == {"Application", "AppProject"}
+
+
 def test_what_the_lab_needs_is_nowhere_in_the_production_files():
     for name in ("config.yaml.j2", "kubelet.conf", "k3s.service"):
         text = (ROOT / "templates/k3s" / name).read_text()

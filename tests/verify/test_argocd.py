@@ -61,8 +61,8 @@ def test_all_its_parts_run(get):
 
 
 @pytest.mark.parametrize("name", ["root", "argocd"])
-def test_it_follows_the_repository(application, name):
-    """`argocd`: it manages itself, and what it was bootstrapped with is what Git says."""
+def test_it_is_what_the_repository_says(application, name):
+    """`argocd`: it manages itself, and what it was bootstrapped with is what Git says. Both: `minipc argocd sync`."""
     assert application(name) == ("Synced", "Healthy")
 
 
@@ -140,3 +140,17 @@ def test_its_rights_end_where_the_projects_end(get):
     spec = get("appprojects.argoproj.io", "system")["spec"]
     assert [each["namespace"] for each in spec["destinations"]] == ["argocd"]
     assert len(spec["sourceRepos"]) == 1
+
+
+def test_the_root_application_defines_applications_only(get):
+    spec = get("appprojects.argoproj.io", "root")["spec"]
+    assert {each["kind"] for each in spec["namespaceResourceWhitelist"]} == {"Application", "AppProject"}
+    assert not spec.get("clusterResourceWhitelist")
+    assert get("applications.argoproj.io", "root")["spec"]["project"] == "root"
+
+
+def test_nothing_is_synced_without_a_person(get):
+    """Whoever can write to the repository must not own the cluster a minute later."""
+    found = {each["metadata"]["name"]: each["spec"] for each in get("applications.argoproj.io")["items"]}
+    assert {"root", "argocd"} <= set(found)
+    assert [name for name, spec in found.items() if "automated" in spec.get("syncPolicy", {})] == []
