@@ -7,6 +7,7 @@ from pyinfra.api import deploy
 
 from minipc import keys
 from minipc.addresses import bracketed
+from minipc.argocd.password import hashed
 from minipc.checks import load
 from minipc.checks.pace import paced
 from minipc.checks.rules import inhibitions
@@ -15,15 +16,18 @@ from minipc.deploying import config, not_exercised, offsite_address, secrets
 from minipc.operations import Absent, Content, Directory, File, SecretFile, install, place, unit
 from minipc.ports import MONITORING
 from minipc.secrets import Secret
-from minipc.secrets.catalogue import SLACK_URL, TLS_KEY, WATCHDOG_URL, WATCHER_PING_TOKEN
+from minipc.secrets.catalogue import ALERTMANAGER_PASSWORD, SLACK_URL, TLS_KEY, WATCHDOG_URL, WATCHER_PING_TOKEN
 
 ETC = "/etc/prometheus/minipc"
+USER = "operator"
+PASSWORD_FILE = f"{ETC}/alertmanager.password"
 
 
 @deploy("alertmanager")
 def alertmanager() -> None:
     settings = config()
     told = {"slack": settings.alertmanager.slack, "watchdog": settings.alertmanager.watchdog}
+    password = secrets({"password": ALERTMANAGER_PASSWORD})["password"]
     urls = secrets({key: name for key, name in {"slack": SLACK_URL}.items() if told[key]})
     authority: str | None = None
     if told["watchdog"]:
@@ -38,6 +42,8 @@ def alertmanager() -> None:
         "etc": ETC,
         "own_watcher": authority is not None,
         "port": MONITORING["alertmanager"],
+        "user": USER,
+        "hash": hashed(password, "alertmanager"),
         "paced": lambda duration: paced(f"for: {duration}", settings.prometheus.pace).removeprefix("for: "),
     }
 
@@ -51,6 +57,10 @@ def alertmanager() -> None:
         entries=[
             Directory(ETC),
             File("slack.tmpl", f"{ETC}/slack.tmpl"),
+            # Read anew for each request: by Alertmanager, Prometheus, amtool.
+            SecretFile("web.yml.j2", f"{ETC}/alertmanager-web.yml", owner="prometheus"),
+            SecretFile("", PASSWORD_FILE, owner="prometheus", content=password.reveal().encode()),
+            File("amtool.yml.j2", f"{ETC}/amtool.yml", values={"password_file": PASSWORD_FILE}),
             # Read anew for each message.
             *(
                 SecretFile("", f"{ETC}/{key}_url", owner="prometheus", content=url.reveal().encode())

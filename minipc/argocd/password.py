@@ -1,4 +1,4 @@
-"""The administrator's password as ArgoCD keeps it."""
+"""A password as ArgoCD keeps that of its administrator, and Alertmanager that of its operator."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ _STANDARD = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _BCRYPTS = b"./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
-def hashed(password: Secret) -> str:
+def hashed(password: Secret, whose: str = "argocd") -> str:
     """The bcrypt hash, the same each time, so that a converge can tell whether it is the one in use.
 
     The salt follows from the password. What a random one protects, equal passwords of many people, isn't here.
+
+    Args:
+        whose: equal passwords of two programs have different hashes.
     """
-    digest = hashlib.sha256(f"argocd {password.reveal()}".encode()).digest()[:16]
+    digest = hashlib.sha256(f"{whose} {password.reveal()}".encode()).digest()[:16]
     salt = base64.b64encode(digest).rstrip(b"=").translate(bytes.maketrans(_STANDARD, _BCRYPTS))
     return bcrypt.hashpw(password.reveal().encode(), b"$2b$%02d$" % _ROUNDS + salt).decode()

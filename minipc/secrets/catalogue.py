@@ -56,6 +56,7 @@ DNS_TOKEN = "dns.cloudflare_token"  # noqa: S105 - a name
 
 SLACK_URL = "alertmanager.slack_url"
 WATCHDOG_URL = "alertmanager.watchdog_url"
+ALERTMANAGER_PASSWORD = "alertmanager.password"  # noqa: S105 - its name
 
 SFTP_KEY = "backups.sftp_key"
 REST_PASSWORD = "offsite.rest_password"  # noqa: S105 - its name
@@ -149,6 +150,7 @@ def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
             return [Entry(DNS_TOKEN, component, "Cloudflare API token: Zone:Read and DNS:Edit, one zone", None, True)]
         case "alertmanager":
             return [
+                Entry(ALERTMANAGER_PASSWORD, component, "password of Alertmanager's user `operator`", "alphanumeric"),
                 Entry(SLACK_URL, component, "incoming webhook of Slack, where alerts go", None, True),
                 Entry(WATCHDOG_URL, component, "who is pinged while all is well, and shouts when it stops", None, True),
             ]
@@ -169,7 +171,10 @@ def whole(settings: Settings) -> list[Entry]:
     dns = [replace(entry, optional=settings.dns.provider != "cloudflare") for entry in needed("dns")]
     alone = settings.alertmanager.watchdog and settings.backups.offsite is None
     told = {SLACK_URL: settings.alertmanager.slack, WATCHDOG_URL: alone}
-    alerts = [replace(entry, optional=not told[entry.name]) for entry in needed("alertmanager")]
+    alerts = [
+        replace(entry, optional=not told[entry.name]) if entry.name in told else entry
+        for entry in needed("alertmanager")
+    ]
     return [
         *needed("vpn"),
         *needed("postgres", [role.name for role in settings.postgres.roles]),
