@@ -18,7 +18,8 @@ from pyinfra.facts.server import Arch
 
 from minipc.artifacts import Artifact, resolve
 from minipc.config import Settings, parse
-from minipc.errors import MinipcError
+from minipc.errors import MinipcError, RefusedError
+from minipc.facts.k3s import InterfaceOf
 from minipc.facts.machine import Admission, MachineAdmission
 from minipc.facts.memory import remember_facts
 from minipc.guards import admit, refuse_lockout, refuse_wrong_order
@@ -80,6 +81,21 @@ def offsite_address() -> str | None:
         return None
     data = context.inventory.get_host(alias).data
     return str(data.offsite_address or data.ssh_hostname)
+
+
+def node_interface() -> str | None:
+    """The interface over which this node speaks to the others; None leaves it to K3s, as `k3s_node_ip` does."""
+    address = config().k3s.node_ip
+    if address is None:
+        return None
+    found: str = context.host.get_fact(InterfaceOf, address=address)
+    if not found:
+        _refuse(f"k3s_node_ip is {address}, which no interface of the machine has", "correct it (`ip -br address`)")
+    return found
+
+
+def _refuse(what: str, next_step: str) -> NoReturn:
+    stop(RefusedError(f"{context.host.name}: {what}", f"{next_step}; nothing was changed"))
 
 
 def not_exercised(what: str, why: str, component: str) -> None:

@@ -56,6 +56,20 @@ class InUserNamespace(FactBase[bool]):
         return output[0].split() != ["0", "0", "4294967295"]
 
 
+class InterfaceOf(FactBase[str]):
+    """The network interface that has an IPv4 address; empty where none has."""
+
+    @staticmethod
+    def default() -> str:
+        return ""
+
+    def command(self, address: str) -> str:
+        return f"ip -4 -o address show to {shlex.quote(address)}"
+
+    def process(self, output: list[str]) -> str:
+        return output[0].split()[1] if output else ""
+
+
 class ObjectsDiffer(FactBase[bool]):
     """Whether the cluster has other objects than a file on the machine says; also when it can't tell."""
 

@@ -32,6 +32,7 @@ FACTS: dict[str, Any] = {
     "Arch": "x86_64",
     "BackupsState": SimpleNamespace(live=None, stanza=None),
     "InUserNamespace": True,
+    "InterfaceOf": "operator0",
     "MachineSize": {"memory_mb": 8192},
     "WireguardInKernel": False,
 }

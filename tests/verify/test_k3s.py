@@ -100,7 +100,12 @@ def test_the_certificate_names_where_the_operator_connects(sh, settings):
 
 
 def test_the_administrators_credentials_are_roots_alone(sh):
-    for path in ("/etc/rancher/k3s/k3s.yaml", "/etc/rancher/k3s/token", "/etc/rancher/node/password"):
+    for path in (
+        "/etc/rancher/k3s/k3s.yaml",
+        "/etc/rancher/k3s/token",
+        "/etc/rancher/k3s/agent-token",
+        "/etc/rancher/node/password",
+    ):
         assert sh(f"stat -c '%U %a' {path}") == "root 600", path
     assert sh("stat -c '%U %a' /etc/rancher/k3s") == "root 700"
 
