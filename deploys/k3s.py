@@ -11,11 +11,11 @@ from pyinfra.operations import files
 
 from minipc.artifacts import Artifact
 from minipc.config import Settings
-from minipc.deploying import artifact, config, not_exercised, secrets
+from minipc.deploying import artifact, config, node_interface, not_exercised, secrets
 from minipc.facts.k3s import InUserNamespace
 from minipc.operations import Absent, Directory, File, Placed, SecretFile, install, place, push, unit
 from minipc.operations.k3s import node_ready, saved_before, token_present
-from minipc.secrets.catalogue import K3S_NODE_PASSWORD, K3S_TOKEN, registry_password
+from minipc.secrets.catalogue import K3S_AGENT_TOKEN, K3S_NODE_PASSWORD, K3S_TOKEN, registry_password
 
 ETC = "/etc/rancher/k3s"
 MANIFESTS = "/var/lib/rancher/k3s/server/manifests"
@@ -68,8 +68,9 @@ def program(settings: Settings, found: Artifact) -> Placed:
 def configuration(settings: Settings) -> Placed:
     """Of the server, the kubelet and containerd; with what a kernel shared with the controller needs, in the lab."""
     registries = {registry.name: registry_password(registry.name) for registry in settings.k3s.registries}
-    passwords = secrets({"token": K3S_TOKEN, "node": K3S_NODE_PASSWORD, **registries})
+    passwords = secrets({"token": K3S_TOKEN, "agent_token": K3S_AGENT_TOKEN, "node": K3S_NODE_PASSWORD, **registries})
     addresses = [host.data.ssh_hostname, settings.vpn.address, settings.vpn.address_ipv6, settings.host.service_address]
+    addresses += [settings.k3s.node_ip] if settings.k3s.node_ip else []
     lab = [
         File("lab-config.yaml", f"{ETC}/config.yaml.d/90-lab.yaml"),
         File("lab-kubelet.conf", f"{AGENT}/kubelet.conf.d/90-lab.conf"),
@@ -88,6 +89,7 @@ def configuration(settings: Settings) -> Placed:
             File("audit.yaml", f"{ETC}/audit.yaml", mode="600"),
             File("kubelet.conf", f"{AGENT}/kubelet.conf.d/50-minipc.conf", mode="600"),
             SecretFile("", f"{ETC}/token", content=f"{passwords['token'].reveal()}\n".encode()),
+            SecretFile("", f"{ETC}/agent-token", content=f"{passwords['agent_token'].reveal()}\n".encode()),
             SecretFile("", "/etc/rancher/node/password", content=f"{passwords['node'].reveal()}\n".encode()),
             SecretFile("registries.yaml.j2", f"{ETC}/registries.yaml")
             if registries
@@ -98,6 +100,7 @@ def configuration(settings: Settings) -> Placed:
         values={
             "k3s": settings.k3s,
             "node_name": settings.host.name,
+            "node_interface": node_interface(),
             "names": [*dict.fromkeys([*addresses, *settings.k3s.api_names])],
             "registries": settings.k3s.registries,
             "passwords": passwords,

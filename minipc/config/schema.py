@@ -214,9 +214,16 @@ class K3sSettings(Strict):
     """The cluster."""
 
     node_ip: Address | None
+    server: str | None
     api_names: list[Host]
     registries: list[K3sRegistry]
     audit_days: Days
+
+    @model_validator(mode="after")
+    def _nodes_are_reached_over_ipv4(self) -> Self:
+        if self.node_ip and ip_address(self.node_ip).version != 4:
+            raise ValueError(f"k3s_node_ip = {self.node_ip!r} is not an IPv4 address: pods have no IPv6")
+        return self
 
 
 class ArgocdSettings(Strict):

@@ -48,6 +48,7 @@ def registry_password(name: str) -> str:
 
 VPN_KEY = "vpn.private_key"
 K3S_TOKEN = "k3s.token"  # noqa: S105 - its name
+K3S_AGENT_TOKEN = "k3s.agent_token"  # noqa: S105 - its name
 K3S_NODE_PASSWORD = "k3s.node_password"  # noqa: S105 - its name
 ARGOCD_PASSWORD = "argocd.admin_password"  # noqa: S105 - its name
 ARGOCD_DEPLOY_KEY = "argocd.deploy_key"
@@ -132,7 +133,8 @@ def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
             ]
         case "k3s":
             return [
-                Entry(K3S_TOKEN, component, "joins a node to the cluster", "alphanumeric"),
+                Entry(K3S_TOKEN, component, "joins a server to the cluster", "alphanumeric"),
+                Entry(K3S_AGENT_TOKEN, component, "joins an agent to the cluster, and opens no more", "alphanumeric"),
                 Entry(K3S_NODE_PASSWORD, component, "how the node proves that its name is its own", "alphanumeric"),
                 *(
                     Entry(registry_password(name), component, f"password or token for the registry {name}", None)

@@ -27,11 +27,13 @@ from minipc.secrets import Secret, Secrets
 from minipc.secrets.catalogue import whole
 from minipc.secrets.generate import new_value
 
-OFFSITE = "offsite-mini"
+OFFSITE, AGENT = "offsite-mini", "agent-mini"
+ALIASES: dict[Role, str] = {"mini": "mini", "offsite": OFFSITE, "agent": AGENT}
 FACTS: dict[str, Any] = {
     "Arch": "x86_64",
     "BackupsState": SimpleNamespace(live=None, stanza=None),
     "InUserNamespace": True,
+    "InterfaceOf": "operator0",
     "MachineSize": {"memory_mb": 8192},
     "WireguardInKernel": False,
 }
@@ -59,8 +61,10 @@ def run_deploys(monkeypatch: pytest.MonkeyPatch, role: Role = "mini", **override
         overrides: of group_data.
     """
     data = {"ssh_hostname": "10.77.0.10", "offsite_address": "203.0.113.7", "machine_identity": "id-1"}
-    alias = OFFSITE if role == "offsite" else "mini"
-    inventory = Inventory(([(name, data) for name in ("mini", OFFSITE)], {}), offsite=([OFFSITE], {}))
+    data |= {"k3s_node_ip": "10.77.0.10"}
+    alias = ALIASES[role]
+    hosts = [("mini", data), (OFFSITE, data), (AGENT, data | {"k3s_server": "mini", "k3s_node_ip": "10.77.0.11"})]
+    inventory = Inventory((hosts, {}), offsite=([OFFSITE], {}), k3s_agents=([AGENT], {}))
     state = State()
     state.init(inventory, Config())
     state.check_for_changes = False

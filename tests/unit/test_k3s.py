@@ -13,8 +13,8 @@ import yaml
 from minipc.argocd import manifest
 from minipc.argocd.password import hashed
 from minipc.config import load
-from minipc.errors import MinipcError
-from minipc.facts.k3s import ClusterNode, ObjectsDiffer, PartsReady, hash_of
+from minipc.errors import ConfigError, MinipcError
+from minipc.facts.k3s import ClusterNode, InterfaceOf, ObjectsDiffer, PartsReady, hash_of
 from minipc.lab import inventory
 from minipc.lab.machine import Machine
 from minipc.lab.nspawn import capability_options
@@ -29,6 +29,8 @@ VALUES = {
     "k3s": SETTINGS.k3s,
     "argocd": SETTINGS.argocd,
     "node_name": "minipc",
+    "node_interface": None,
+    "server": "10.77.0.10",
     "node_port": manifest.NODE_PORT,
     "names": ["10.77.0.10", "fd77::10"],
     "registries": SETTINGS.k3s.registries,
@@ -41,6 +43,7 @@ VALUES = {
 }
 YAML = [
     *(("k3s", path.name) for path in sorted((ROOT / "templates/k3s").glob("*.y*ml*"))),
+    ("k3s_agent", "config.yaml.j2"),
     *(("argocd", path.name) for path in sorted((ROOT / "templates/argocd").glob("*.y*ml*"))),
     ("k3s", "kubelet.conf"),
     ("k3s", "lab-kubelet.conf"),
@@ -65,7 +68,12 @@ def test_every_file_parses_and_says_where_it_is_from(component, name):
 
 @pytest.mark.parametrize(
     ("component", "name"),
-    [("k3s", "k3s.service"), ("argocd", "minipc-argocd.service.j2"), ("argocd", "minipc-argocd.socket.j2")],
+    [
+        ("k3s", "k3s.service"),
+        ("k3s_agent", "k3s-agent.service"),
+        ("argocd", "minipc-argocd.service.j2"),
+        ("argocd", "minipc-argocd.socket.j2"),
+    ],
 )
 def test_units_are_valid(component, name, tmp_path):
     if not shutil.which("systemd-analyze"):
@@ -150,6 +158,21 @@ def test_only_a_machine_for_k3s_keeps_the_capability_that_pods_have_by_default()
     assert "drop-capability=CAP_AUDIT_CONTROL,CAP_SYS_TIME" in for_k3s
 
 
+def test_the_pods_network_goes_where_the_nodes_address_is():
+    """Without it K3s takes the interface of the default route."""
+    node = VALUES | {"k3s": load("lab", host_operator_keys=[], k3s_node_ip="10.0.0.1").k3s, "node_interface": "lan"}
+    entry = render("k3s", File("config.yaml.j2", "/x"), node)
+    assert isinstance(entry, File)
+    configuration = yaml.safe_load(entry.content or b"")
+    assert (configuration["node-ip"], configuration["flannel-iface"]) == ("10.0.0.1", "lan")
+    assert not {"node-ip", "flannel-iface"} & set(yaml.safe_load(rendered("k3s", "config.yaml.j2")))
+
+
+def test_a_nodes_address_is_ipv4():
+    with pytest.raises(ConfigError, match="not an IPv4 address"):
+        load("lab", host_operator_keys=[], k3s_node_ip="fd77::1")
+
+
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +181,12 @@ def test_a_node_is_ready_when_it_says_so():
     assert ClusterNode().process([status % "True"]).ready
     assert not ClusterNode().process([status % "Unknown"]).ready
     assert ClusterNode().process(["{}"]).version == ""
+
+
+def test_the_interface_of_an_address():
+    line = "3: lan    inet 10.0.0.1/24 brd 10.0.0.255 scope global lan\\       valid_lft forever preferred_lft forever"
+    assert InterfaceOf().process([line]) == "lan"
+    assert InterfaceOf().process([]) == ""
 
 
 def test_objects_are_the_same_only_when_the_cluster_says_so():

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from minipc.addresses import bracketed
+from minipc.inventory import targets
 from tests.verify.conftest import eventually, not_exercised
 
 KUBECTL = "k3s kubectl --request-timeout=20s"
@@ -51,9 +52,10 @@ def test_the_node_takes_pods(get, settings):
     assert set(conditions.values()) == {"False"}, conditions
 
 
-def test_there_is_one_node_or_those_of_the_inventory(get, settings):
-    names = [node["metadata"]["name"] for node in get("nodes")["items"]]
-    assert settings.host.name in names
+def test_there_is_no_node_that_is_not_in_the_inventory(get, settings, environment, target):
+    names = {node["metadata"]["name"] for node in get("nodes")["items"]}
+    agents = {each.settings.host.name for each in targets(environment) if each.settings.k3s.server == target.alias}
+    assert settings.host.name in names <= agents | {settings.host.name}
 
 
 def test_the_unit_starts_at_boot_and_comes_back(units):
@@ -100,7 +102,12 @@ def test_the_certificate_names_where_the_operator_connects(sh, settings):
 
 
 def test_the_administrators_credentials_are_roots_alone(sh):
-    for path in ("/etc/rancher/k3s/k3s.yaml", "/etc/rancher/k3s/token", "/etc/rancher/node/password"):
+    for path in (
+        "/etc/rancher/k3s/k3s.yaml",
+        "/etc/rancher/k3s/token",
+        "/etc/rancher/k3s/agent-token",
+        "/etc/rancher/node/password",
+    ):
         assert sh(f"stat -c '%U %a' {path}") == "root 600", path
     assert sh("stat -c '%U %a' /etc/rancher/k3s") == "root 700"
 
