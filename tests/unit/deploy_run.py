@@ -32,6 +32,7 @@ ALIASES: dict[Role, str] = {"mini": "mini", "offsite": OFFSITE, "agent": AGENT}
 FACTS: dict[str, Any] = {
     "Arch": "x86_64",
     "BackupsState": SimpleNamespace(live=None, stanza=None),
+    "FileContents": {},
     "InUserNamespace": True,
     "InterfaceOf": "operator0",
     "MachineSize": {"memory_mb": 8192},

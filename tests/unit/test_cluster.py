@@ -131,6 +131,10 @@ def rules(nodes: list[str], role: str = "mini", **settings: Any) -> str:
         "data_ports": [5432, 6379],
         "operator_ipv4": ["10.77.0.0/24"],
         "operator_ipv6": [],
+        "near_ipv4": ["10.77.0.0/24"],
+        "near_ipv6": [],
+        "repository": [],
+        "any_interface": False,
     }
     return text("firewall", "rules.nft.j2", values)
 
@@ -163,12 +167,22 @@ def test_the_other_nodes_reach_the_cluster_and_the_data_and_no_more():
     assert "ip saddr != { 10.77.0.20, 10.77.0.21 }" in operator
 
 
+def test_pods_reach_the_api_on_another_node_and_nothing_else_near_the_operator():
+    out = chain(rules(NODES, "agent", **NO_DOOR), "from_pods")
+    assert out[1:] == [
+        "ip daddr { 10.77.0.20, 10.77.0.21 } tcp dport 6443 accept",
+        "ip daddr { 10.77.0.0/24 } meta l4proto { tcp, udp } th dport 53 accept",
+        "ip daddr { 10.77.0.0/24 } counter drop",
+        "accept",
+    ]
+
+
 def test_an_agent_lets_in_what_nodes_need():
     ruleset = rules(NODES, "agent", **NO_DOOR)
     assert chain(ruleset, "nodes") == ["udp dport 8472 accept", "tcp dport 10250 accept"]
     assert not [line for line in chain(ruleset, "input") if "wan" in line]
     assert "chain pods" not in ruleset
-    assert 'iifname { "cni0", "flannel.1" } accept' in chain(ruleset, "forward")
+    assert 'iifname { "cni0", "flannel.1" } jump from_pods' in chain(ruleset, "forward")
 
 
 @pytest.mark.parametrize(("nodes", "role"), [([], "mini"), (NODES, "mini"), (NODES, "agent")])

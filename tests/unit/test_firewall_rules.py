@@ -20,6 +20,9 @@ def rules(**values) -> str:
     given = {
         "firewall": settings.firewall,
         "vpn": settings.vpn,
+        "data_is_here": True,
+        "pod_interfaces": settings.firewall.pod_interfaces,
+        "nodes": [],
         "outer": ["public0", "operator0"],
         "service_address": "10.88.0.1",
         "data_ports": [5432, 6379],
