@@ -121,7 +121,9 @@ def _take_up(config: dict[str, Any], mode: str) -> bool:
             f"a restore has not come to its end here ({left}). `minipc rebuild` goes on with it. Nothing was changed",
             EXIT_REFUSED,
         )
-    if left == WITHOUT_STANZA:
+    # pgBackRest writes that file last: with it, this is a database, and somebody may have written into it.
+    whole = (DATA / "global/pg_control").exists()
+    if left == WITHOUT_STANZA and whole:
         say("the files were restored before")
         _make_stanza(config)
         return True
@@ -134,8 +136,7 @@ def _take_up(config: dict[str, Any], mode: str) -> bool:
             EXIT_REFUSED,
         )
     say(f"the last restore did not come to its end ({left}); it begins anew")
-    if (DATA / "global/pg_control").exists():
-        # pgBackRest writes that file last: with it, this is a database, and somebody may have written into it.
+    if whole:
         aside = DATA.with_name(f"{DATA.name}.aside-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
         DATA.rename(aside)
         say(f"what it has left is in {aside}; remove it when it is no longer needed")

@@ -628,6 +628,14 @@ def test_restored_files_are_kept_when_only_the_stanza_is_missing(place):
     assert (place.DATA / "PG_VERSION").exists()
 
 
+def test_restored_files_that_somebody_took_away_are_restored_again(place, monkeypatch):
+    backed_up(place, monkeypatch)
+    place.UNFINISHED.write_text("without-stanza")
+    subprocess.run(["rm", "-r", place.DATA], check=True)
+    assert place.main("restore") == 0
+    assert place.asked == ["restored"]
+
+
 def test_a_recovery_that_ended_early_is_restored_anew(place, monkeypatch):
     backed_up(place, monkeypatch)
     place.UNFINISHED.write_text("ended-early")
