@@ -5,10 +5,9 @@ pyinfra inventory/production.py deploys/firewall.py
 
 from ipaddress import ip_network
 
-from pyinfra import host
 from pyinfra.api import deploy
 
-from minipc.deploying import config
+from minipc.deploying import cluster_nodes, config, role
 from minipc.operations import Absent, File, arm, confirm, install, place, unit
 
 RULES = "/etc/minipc/firewall.nft"
@@ -18,11 +17,13 @@ UNDO = f"if [ -e {RULES} ]; then nft -f {RULES}; else nft delete table inet mini
 @deploy("firewall")
 def firewall() -> None:
     settings = config()
-    # The off-site machine has neither VPN nor pods.
-    vpn = None if "offsite" in host.groups else settings.vpn
     values = {
         "firewall": settings.firewall,
-        "vpn": vpn,
+        # The mini PC alone has a VPN, and what pods need; the off-site machine has no pods either.
+        "vpn": settings.vpn if role() == "mini" else None,
+        "data_is_here": role() == "mini",
+        "pod_interfaces": [] if role() == "offsite" else settings.firewall.pod_interfaces,
+        "nodes": cluster_nodes(),
         "outer": list(dict.fromkeys(settings.firewall.public_interfaces + settings.firewall.operator_interfaces)),
         "service_address": settings.host.service_address,
         "data_ports": [settings.postgres.port, settings.redis.port],

@@ -7,7 +7,7 @@ from pyinfra.api import deploy
 from pyinfra.operations import apt, server
 
 from minipc.config import Settings
-from minipc.deploying import config
+from minipc.deploying import cluster_server, config
 from minipc.operations import Absent, Content, Directory, File, Placed, arm, confirm, install, place, unit
 
 DAY = 86400  # apt-daily.timer refreshes the lists each day: on a living machine this never changes anything
@@ -65,7 +65,7 @@ def host() -> None:
         name="configure the service address",
         component="host",
         entries=[File("minipc-service-address.service.j2", f"{SYSTEMD}/minipc-service-address.service")],
-        values={"host": settings.host},
+        values={"host": settings.host, "server": cluster_server()},
     )
     way_back(settings)
     time = place(

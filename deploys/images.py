@@ -5,7 +5,7 @@ pyinfra inventory/production.py deploys/images.py
 
 from pyinfra.api import deploy
 
-from minipc.deploying import artifact, config, not_exercised
+from minipc.deploying import artifact, config, not_exercised, role
 from minipc.operations import Directory, place, push
 
 # K3s imports what it finds here, when it starts and when a file changes.
@@ -20,9 +20,10 @@ def images() -> None:
         not_exercised("images", f"the service runs as a {settings.workload.runtime}, without containers", "images")
         return
     place(name="make the directory", component="images", entries=[Directory(IMAGES)])
-    # With a registry of its own the service's image is pulled from there.
-    files = [(name, file) for name, file in FILES if name != "workload-image" or not settings.k3s.registries]
-    for name, file in files:
+    # With a registry of its own the service's image is pulled from there; ArgoCD stays where the API is.
+    left_out = {"workload-image"} if settings.k3s.registries else set()
+    left_out |= {"argocd-images"} if role() == "agent" else set()
+    for name, file in [each for each in FILES if each[0] not in left_out]:
         found = artifact(name, component="images")
         if found:
             push(name=f"place {name}", artifact=found, path=f"{IMAGES}/{file}", mode="644")

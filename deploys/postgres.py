@@ -6,7 +6,7 @@ pyinfra inventory/production.py deploys/postgres.py
 from pyinfra import host
 from pyinfra.api import deploy
 
-from minipc.deploying import config, secrets
+from minipc.deploying import cluster_nodes, config, secrets
 from minipc.facts.machine import MachineSize
 from minipc.operations import File, install, place, unit
 from minipc.operations.postgres import access_present, cluster_present, recovery_ended
@@ -49,6 +49,7 @@ def postgres() -> None:
             "postgres": settings.postgres,
             "backups": settings.backups,
             "host": settings.host,
+            "nodes": cluster_nodes(),
             "memory": memory,
         },
     )

@@ -8,20 +8,32 @@ same. The list is the one of minipc/components.py (tests/unit/test_deploys.py ho
 
 from pyinfra import host, local
 
+from minipc.components import role_of
+from minipc.operations.k3s import server_first
+
+role = role_of(host.groups)
+
 local.include("deploys/host.py")
-if "offsite" not in host.groups:
+if role == "mini":
     local.include("deploys/vpn.py")
 local.include("deploys/firewall.py")
-if "offsite" in host.groups:
+if role == "offsite":
     local.include("deploys/offsite.py")
     local.include("deploys/watcher.py")
-else:
+if role == "mini":
     local.include("deploys/repositories.py")
     local.include("deploys/postgres.py")
     local.include("deploys/backups.py")
     local.include("deploys/redis.py")
+if role != "offsite":
     local.include("deploys/images.py")
+if role == "mini":
     local.include("deploys/k3s.py")
+if role != "offsite":
+    server_first()
+if role == "agent":
+    local.include("deploys/k3s_agent.py")
+if role == "mini":
     local.include("deploys/workload.py")
     local.include("deploys/argocd.py")
     local.include("deploys/edge.py")

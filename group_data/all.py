@@ -255,8 +255,11 @@ redis_users = [
 ]
 
 # --- k3s: where the service runs -----------------------------------------------------------------------------------
-# OPTIONAL. The node's address; None: that of the default route's interface. Needed when agents join.
+# OPTIONAL. The node's address, IPv4; None: that of the default route's interface. REQUIRED when agents join: the one
+# where they reach it, on the operator's side.
 k3s_node_ip = None
+# OPTIONAL. The machine whose cluster this one joins: agent_machine() in the inventory sets it.
+k3s_server = None
 # OPTIONAL. More names and addresses in the API's certificate. It always has the
 # inventory's address of the machine, and its addresses in the VPN.
 k3s_api_names = []

@@ -14,8 +14,10 @@ from typing import Literal
 from minipc.errors import ConfigError
 from minipc.paths import ROOT
 
-Role = Literal["mini", "offsite"]
-BOTH: tuple[Role, ...] = ("mini", "offsite")
+Role = Literal["mini", "offsite", "agent"]
+EVERYWHERE: tuple[Role, ...] = ("mini", "offsite", "agent")
+# The inventory's lists that give their machines a role; without one a machine is a mini PC.
+LISTS: dict[str, Role] = {"offsite": "offsite", "k3s_agents": "agent"}
 # Of a component as a whole; what is promised for single tables of the service is in `backups_data_classes`.
 DataClass = Literal["must recover", "cache", "none"]
 
@@ -29,7 +31,7 @@ class Component:
         summary: what it is for, half a sentence.
         needs: components that must be converged before it.
         data_class: the strongest promise made for data that lives in it.
-        roles: the machines it belongs on: the mini PC, the off-site machine.
+        roles: the machines it belongs on: the mini PC, the off-site machine, further machines of its cluster.
         backup_paths: what of it goes into the backup of configuration and state; absolute paths on the mini PC.
         trace: a path that its converge leaves, by which another component knows that it is there; empty: no telling.
     """
@@ -58,7 +60,7 @@ COMPONENTS: tuple[Component, ...] = (
     Component(
         "host",
         "Debian itself: packages, time, journal, sysctls, sshd, operator account",
-        roles=BOTH,
+        roles=EVERYWHERE,
         backup_paths=("/etc/minipc",),
         trace="/usr/local/lib/minipc/revert",
     ),
@@ -67,7 +69,7 @@ COMPONENTS: tuple[Component, ...] = (
         "firewall",
         "nftables: what may come in, and from which side",
         needs=("host",),
-        roles=BOTH,
+        roles=EVERYWHERE,
         trace="/etc/minipc/firewall.nft",
     ),
     Component("offsite", "the backups' home on another machine", needs=("host", "firewall"), roles=("offsite",)),
@@ -103,12 +105,23 @@ COMPONENTS: tuple[Component, ...] = (
         data_class="cache",
         trace="/etc/redis/users.acl",
     ),
-    Component("images", "container images as files: a rebuild needs no registry", needs=("host",)),
+    Component(
+        "images",
+        "container images as files: a rebuild needs no registry",
+        needs=("host",),
+        roles=("mini", "agent"),
+    ),
     Component(
         "k3s",
         "K3s: runs the service and ArgoCD, nothing that has data",
         needs=("firewall", "postgres", "redis"),
         backup_paths=("/etc/rancher",),
+    ),
+    Component(
+        "k3s_agent",
+        "K3s on a further machine: more room for pods",
+        needs=("host", "firewall"),
+        roles=("agent",),
     ),
     Component("workload", "the service itself: API, workers, migrations", needs=("postgres", "redis")),
     Component("argocd", "ArgoCD: the cluster becomes what the deploy repository says", needs=("host",)),
@@ -128,10 +141,15 @@ COMPONENTS: tuple[Component, ...] = (
     Component("loki", "Loki: logs, searchable", needs=("host",)),
     Component("syslog_ng", "syslog-ng: logs of everything go to Loki", needs=("host",)),
     Component("grafana", "Grafana: dashboards", needs=("host",)),
-    Component("release", "what runs here: commit, versions, when", needs=("host",), roles=BOTH),
+    Component("release", "what runs here: commit, versions, when", needs=("host",), roles=EVERYWHERE),
 )
 
 BY_NAME = {component.name: component for component in COMPONENTS}
+
+
+def role_of(lists: Iterable[str]) -> Role:
+    """The role of a machine that is in these lists of its inventory (pyinfra's groups)."""
+    return next((LISTS[name] for name in lists if name in LISTS), "mini")
 
 
 def select(names: Iterable[str], role: Role = "mini") -> list[Component]:

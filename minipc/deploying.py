@@ -14,9 +14,11 @@ from types import FrameType
 from typing import NoReturn
 
 from pyinfra import context, logger
+from pyinfra.api import Host
 from pyinfra.facts.server import Arch
 
 from minipc.artifacts import Artifact, resolve
+from minipc.components import Role, role_of
 from minipc.config import Settings, parse
 from minipc.errors import MinipcError, RefusedError
 from minipc.facts.k3s import InterfaceOf
@@ -83,6 +85,34 @@ def offsite_address() -> str | None:
     return str(data.offsite_address or data.ssh_hostname)
 
 
+def role() -> Role:
+    """What the machine is, by the lists of the inventory that it is in."""
+    return role_of(context.host.groups)
+
+
+def cluster_server() -> str | None:
+    """Address of the server whose cluster this machine is an agent of; None when it is none."""
+    alias = config().k3s.server
+    if alias is None:
+        return None
+    server = context.inventory.hosts.get(alias)
+    if server is None:
+        _refuse(f"k3s_server is {alias!r}, which is not in the inventory", "correct `server=` of agent_machine()")
+    return _node_address(server)
+
+
+def cluster_nodes() -> list[str]:
+    """Addresses of the other machines of this one's cluster; nobody else may speak to its nodes."""
+    alias, here = config().k3s.server, context.host
+    agents = [each for each in context.inventory if each.data.get("k3s_server") == (alias or here.name)]
+    found = {each.name: _node_address(each) for each in agents}
+    if alias:
+        found[alias] = str(cluster_server())
+    elif agents:
+        _node_address(here)  # Without it they would not know where to join.
+    return [address for name, address in found.items() if name != here.name]
+
+
 def node_interface() -> str | None:
     """The interface over which this node speaks to the others; None leaves it to K3s, as `k3s_node_ip` does."""
     address = config().k3s.node_ip
@@ -92,6 +122,16 @@ def node_interface() -> str | None:
     if not found:
         _refuse(f"k3s_node_ip is {address}, which no interface of the machine has", "correct it (`ip -br address`)")
     return found
+
+
+def _node_address(machine: Host) -> str:
+    address = machine.data.get("k3s_node_ip")
+    if not address:
+        _refuse(
+            f"k3s_node_ip of {machine.name} is not set, and agents join its cluster",
+            "set it to its address on the operator's side, where the agents reach it",
+        )
+    return str(address)
 
 
 def _refuse(what: str, next_step: str) -> NoReturn:

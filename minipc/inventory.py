@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minipc.components import Role
+from minipc.components import Role, role_of
 from minipc.config import Settings, load
 from minipc.config.load import group_data
 from minipc.errors import ConfigError
@@ -79,12 +79,33 @@ def offsite_machine(alias: str, address: str, *, group: Environment = "productio
     return target(alias, address, **(own | data))
 
 
+def agent_machine(alias: str, address: str, *, server: str, **data: Any) -> HostEntry:
+    """A further machine of a cluster, an entry as `target` makes it: its own host name, and nothing for the public.
+
+    Args:
+        address: where SSH answers, and the cluster's other machines reach it, unless `k3s_node_ip` says another.
+        server: alias of the mini PC whose cluster it joins.
+    """
+    own: dict[str, Any] = {
+        "host_name": alias,
+        "k3s_server": server,
+        "k3s_node_ip": address,
+        "firewall_public_tcp": [],
+        "firewall_public_udp": [],
+        "edge_http3": False,
+        "firewall_operator_access": "networks",  # it has no VPN of its own
+        "firewall_operator_tcp": [22],  # nor the cluster's API
+    }
+    return target(alias, address, **(own | data))
+
+
 @dataclass(frozen=True)
 class Target:
     """A machine of the inventory with its settings.
 
     Attributes:
-        role: "mini" for the mini PC, "offsite" for the machine that keeps its backups.
+        role: "mini" for the mini PC, "offsite" for the machine that keeps its backups, "agent" for a further one of its
+            cluster.
     """
 
     alias: str
@@ -99,7 +120,7 @@ def inventory_file(environment: Environment) -> Path:
 
 
 def targets(environment: Environment) -> list[Target]:
-    """The machines of an inventory file, each with its checked settings; those in its list `offsite` have that role.
+    """The machines of an inventory file, each with its checked settings; other lists there give roles (`LISTS`).
 
     Raises:
         ConfigError: the file can't be read, or a setting is wrong.
@@ -115,8 +136,8 @@ def targets(environment: Environment) -> list[Target]:
     found = []
     for alias, data in hosts:
         overrides = {key: value for key, value in data.items() if not key.startswith(("ssh_", "_"))}
-        role: Role = "offsite" if alias in lists.get("offsite", []) else "mini"
-        found.append(Target(alias, data, load(environment, **overrides), role))
+        of = [name for name, members in lists.items() if isinstance(members, list) and alias in members]
+        found.append(Target(alias, data, load(environment, **overrides), role_of(of)))
     return found
 
 

@@ -214,6 +214,7 @@ class K3sSettings(Strict):
     """The cluster."""
 
     node_ip: Address | None
+    server: str | None
     api_names: list[Host]
     registries: list[K3sRegistry]
     audit_days: Days

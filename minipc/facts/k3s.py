@@ -13,6 +13,8 @@ from typing import Any
 from pyinfra.api import FactBase
 
 KUBECTL = "/usr/local/bin/k3s kubectl"
+AS_THE_NODE = f"{KUBECTL} --kubeconfig /var/lib/rancher/k3s/agent/kubelet.kubeconfig"
+"""As the kubelet, which may see its own node: on an agent there is no administrator."""
 MANAGER = "minipc"
 """Owner of the fields that a converge sets (server-side apply)."""
 
@@ -33,8 +35,8 @@ class Node:
 class ClusterNode(FactBase[Node]):
     """The node of that name, as the API tells; not ready where nothing answers."""
 
-    def command(self, node: str) -> str:
-        return f"{KUBECTL} get node {shlex.quote(node)} --output json --request-timeout 5s 2>/dev/null || echo '{{}}'"
+    def command(self, node: str, kubectl: str = KUBECTL) -> str:
+        return f"{kubectl} get node {shlex.quote(node)} --output json --request-timeout 5s 2>/dev/null || echo '{{}}'"
 
     @staticmethod
     def default() -> Node:
@@ -44,6 +46,17 @@ class ClusterNode(FactBase[Node]):
         status: dict[str, Any] = json.loads("\n".join(output) or "{}").get("status", {})
         conditions = {each["type"]: each["status"] for each in status.get("conditions", [])}
         return Node(conditions.get("Ready") == "True", status.get("nodeInfo", {}).get("kubeletVersion", ""))
+
+
+class ApiAnswers(FactBase[bool]):
+    """Whether the API of a cluster answers on its server, as far as this machine can tell."""
+
+    def command(self, server: str) -> str:
+        ask = f"curl --silent --insecure --noproxy '*' --max-time 3 --output /dev/null https://{server}:6443/cacerts"
+        return f"{ask} && echo yes || echo no"
+
+    def process(self, output: list[str]) -> bool:
+        return output[-1] == "yes"
 
 
 class InUserNamespace(FactBase[bool]):

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from minipc.config.load import group_data
-from minipc.inventory import HostEntry, offsite_machine, target
+from minipc.inventory import HostEntry, agent_machine, offsite_machine, target
 from minipc.lab import tunnel
 from minipc.lab.machine import Machine, load_all
 from minipc.lab.ssh import client_key, client_public_key
@@ -16,9 +16,10 @@ from minipc.pins import Pin, read_pins, write_pin
 from minipc.records import Override
 from minipc.variables import LAB_VPN_VARIABLE, REHEARSE_AS_VARIABLE
 
-OFFSITE = "offsite-"
-OFFSITES_OWN = {"host_name", "firewall_public_tcp", "firewall_public_udp", "firewall_operator_access", "edge_http3"}
-OFFSITES_OWN |= {"firewall_operator_tcp"}
+OFFSITE, AGENT = "offsite-", "agent-"
+# What the group says of the mini PC's name and ports is not another machine's.
+OTHERS_OWN = {"host_name", "firewall_public_tcp", "firewall_public_udp", "firewall_operator_access", "edge_http3"}
+OTHERS_OWN |= {"firewall_operator_tcp", "k3s_node_ip", "k3s_server"}
 
 # What a disposable machine can't do without; everything else is production's when it stands for production.
 NEEDED_IN_LAB = {
@@ -66,9 +67,10 @@ def entry(machine: Machine, **data: Any) -> HostEntry:
     same = adopted and adopted.host_key == machine.host_key
     pin = Pin(host_key=machine.host_key, identity=adopted.identity if adopted and same else None)
     data |= {"host_operator_keys": [client_public_key()]}
+    if is_agent(machine.name):
+        return _agent(machine, pin, data)
     if is_offsite(machine.name):
-        # What the group says of the mini PC's name and ports is not the off-site machine's.
-        data = {key: value for key, value in data.items() if key not in OFFSITES_OWN}
+        data = {key: value for key, value in data.items() if key not in OTHERS_OWN}
         # Reached where the public is, as an off-site machine would be.
         data |= {"offsite_address": machine.public_ipv4, "watcher_address": _watched_by(machine.name)}
         data |= {
@@ -86,6 +88,7 @@ def entry(machine: Machine, **data: Any) -> HostEntry:
         data |= zone.data(data.get("edge_domain") or group_data("lab")["edge_domain"])
     if machine.k3s:
         data |= {"workload_runtime": "k3s", "firewall_operator_tcp": group_data("all")["firewall_operator_tcp"]}
+        data |= {"k3s_node_ip": machine.operator_ipv4}
     address = tunnel.addresses(machine.index, 1)[0] if os.environ.get(LAB_VPN_VARIABLE) else machine.ssh_host
     return target(machine.name, address, user="root", key=client_key(), pin=pin, **data)
 
@@ -93,6 +96,19 @@ def entry(machine: Machine, **data: Any) -> HostEntry:
 def is_offsite(name: str) -> bool:
     """Whether a lab machine is an off-site one: its name says so."""
     return name.startswith(OFFSITE)
+
+
+def is_agent(name: str) -> bool:
+    """Whether a lab machine is a further one of a cluster: its name says so, and of which."""
+    return name.startswith(AGENT)
+
+
+def _agent(machine: Machine, pin: Pin, data: dict[str, Any]) -> HostEntry:
+    data = {key: value for key, value in data.items() if key not in OTHERS_OWN}
+    if machine.k3s:
+        data |= {"workload_runtime": "k3s"}
+    server = machine.name.removeprefix(AGENT)
+    return agent_machine(machine.name, machine.ssh_host, server=server, key=client_key(), pin=pin, **data)
 
 
 def _offsite_of(name: str) -> str | None:

@@ -8,11 +8,13 @@ import shlex
 from collections.abc import Generator, Mapping, Sequence
 
 from pyinfra import context
-from pyinfra.api import StringCommand, operation
+from pyinfra.api import StringCommand, deploy, operation
 
+from minipc.deploying import cluster_nodes, cluster_server, config
 from minipc.facts.k3s import (
     KUBECTL,
     MANAGER,
+    ApiAnswers,
     ClusterNode,
     NamespaceMark,
     ObjectsDiffer,
@@ -28,6 +30,7 @@ SAVED = "/var/lib/minipc/k3s"
 # A second-hand mini PC with a slow disk imports half a gigabyte of images first.
 READY_TIMEOUT_S = 600
 ROLLOUT_TIMEOUT_S = 300
+API_TIMEOUT_S = 60
 # Annotation of the namespace: the hash of what it was bootstrapped with.
 BOOTSTRAPPED = "minipc.local/bootstrapped"
 
@@ -54,14 +57,42 @@ def saved_before(version: str, node: str) -> Generator[StringCommand, None, None
 
 
 @operation()
-def node_ready(node: str) -> Generator[StringCommand, None, None]:
-    """Waits until the node takes pods."""
-    if context.host.get_fact(ClusterNode, node=node).ready:
+def node_ready(node: str, unit: str = "k3s.service", kubectl: str = KUBECTL) -> Generator[StringCommand, None, None]:
+    """Waits until the node takes pods.
+
+    Args:
+        unit: that runs it here.
+        kubectl: who asks the cluster.
+    """
+    if context.host.get_fact(ClusterNode, node=node, kubectl=kubectl).ready:
         return
-    wait = f"{KUBECTL} wait --for=condition=Ready node/{shlex.quote(node)} --timeout=5s >/dev/null 2>&1"
+    wait = f"{kubectl} wait --for=condition=Ready node/{shlex.quote(node)} --timeout=5s >/dev/null 2>&1"
     yield StringCommand(
-        f"for i in $(seq {READY_TIMEOUT_S}); do {wait} && exit 0; systemctl is-failed -q k3s.service && break; sleep 1;"
-        " done; journalctl -u k3s.service -n 20 --no-pager -o cat >&2; exit 1"
+        f"for i in $(seq {READY_TIMEOUT_S}); do {wait} && exit 0; systemctl is-failed -q {unit} && break; sleep 1;"
+        f" done; journalctl -u {unit} -n 20 --no-pager -o cat >&2; exit 1"
+    )
+
+
+@deploy("k3s_agent")
+def server_first() -> None:
+    """Has the agents of a cluster begin when their server is up, where both are converged at once.
+
+    pyinfra does the operations of two machines side by side, each as early as it can; one that both have is done by
+    both before either goes on.
+    """
+    if config().workload.runtime == "k3s" and cluster_nodes():
+        api_answers(name="wait until the server is up", server=cluster_server())
+
+
+@operation()
+def api_answers(server: str | None) -> Generator[StringCommand, None, None]:
+    """Waits until the API answers on a cluster's server; the server itself has nothing to wait for."""
+    if server is None or context.host.get_fact(ApiAnswers, server=server):
+        return
+    ask = ApiAnswers().command(server)
+    yield StringCommand(
+        f'for i in $(seq {API_TIMEOUT_S}); do [ "$({ask})" = yes ] && exit 0; sleep 1; done; '
+        f"echo 'no API at {server}:6443: is the server converged?' >&2; exit 1"
     )
 
 

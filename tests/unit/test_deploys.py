@@ -6,19 +6,18 @@ import ast
 import importlib
 import inspect
 import re
+import runpy
 import subprocess
 from fnmatch import fnmatch
+from types import SimpleNamespace
 
+import pyinfra
 import pytest
 
 from minipc.components import BY_NAME, COMPONENTS, deploy_files, missing_needs, select
 from minipc.errors import ConfigError
 from minipc.paths import ROOT
 from tests.unit.deploy_run import OFFSITE, run_deploys
-
-
-def _site() -> str:
-    return (ROOT / "deploys/site.py").read_text()
 
 
 def _calls(name: str) -> list[ast.Call]:
@@ -35,13 +34,18 @@ def _pattern(source: ast.expr) -> str:
 def test_site_includes_every_component_in_order():
     included = re.findall(r'local\.include\("(.+)"\)', (ROOT / "deploys/site.py").read_text())
     assert included == [component.deploy for component in COMPONENTS]
-    _, _, rest = _site().partition('if "offsite" in host.groups:\n')
-    offsite, _, mini = rest.partition("else:\n")
-    # What only the mini PC has before the two part.
-    earlier = "".join(re.findall(r'if "offsite" not in host.groups:\n((?:    .+\n)+)', _site()))
-    for role, lines in (("offsite", offsite), ("mini", earlier + mini)):
-        only = [component.deploy for component in COMPONENTS if component.roles == (role,)]
-        assert re.findall(r'^    local\.include\("(.+)"\)', lines, re.M) == only
+
+
+@pytest.mark.parametrize(
+    ("lists", "role"), [(["lab"], "mini"), (["lab", "offsite"], "offsite"), (["lab", "k3s_agents"], "agent")]
+)
+def test_site_has_for_each_role_what_belongs_there(lists, role, monkeypatch):
+    included: list[str] = []
+    monkeypatch.setattr(pyinfra, "host", SimpleNamespace(groups=lists))
+    monkeypatch.setattr(pyinfra, "local", SimpleNamespace(include=included.append), raising=False)
+    monkeypatch.setattr("minipc.operations.k3s.server_first", lambda: None)
+    runpy.run_path(str(ROOT / "deploys/site.py"))
+    assert included == [component.deploy for component in COMPONENTS if role in component.roles]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -127,6 +131,7 @@ MACHINES = {
     "in K3s": ("mini", {"workload_runtime": "k3s", "backups_offsite": OFFSITE}),
     "alone": ("mini", {"backups_offsite": None}),
     "off-site": ("offsite", {"offsite_deploy_repository": True}),
+    "agent": ("agent", {"workload_runtime": "k3s", "k3s_server": "mini", "k3s_node_ip": "10.77.0.11"}),
 }
 
 
@@ -180,7 +185,14 @@ def test_a_component_of_the_other_machine_is_refused():
         "watcher",
         "release",
     ]
-    assert "offsite" not in [component.name for component in select([])]
+    assert [component.name for component in select([], "agent")] == [
+        "host",
+        "firewall",
+        "images",
+        "k3s_agent",
+        "release",
+    ]
+    assert not {"offsite", "k3s_agent"} & {component.name for component in select([])}
 
 
 def test_the_order_is_ours_not_the_callers():

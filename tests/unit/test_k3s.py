@@ -30,6 +30,7 @@ VALUES = {
     "argocd": SETTINGS.argocd,
     "node_name": "minipc",
     "node_interface": None,
+    "server": "10.77.0.10",
     "node_port": manifest.NODE_PORT,
     "names": ["10.77.0.10", "fd77::10"],
     "registries": SETTINGS.k3s.registries,
@@ -42,6 +43,7 @@ VALUES = {
 }
 YAML = [
     *(("k3s", path.name) for path in sorted((ROOT / "templates/k3s").glob("*.y*ml*"))),
+    ("k3s_agent", "config.yaml.j2"),
     *(("argocd", path.name) for path in sorted((ROOT / "templates/argocd").glob("*.y*ml*"))),
     ("k3s", "kubelet.conf"),
     ("k3s", "lab-kubelet.conf"),
@@ -66,7 +68,12 @@ def test_every_file_parses_and_says_where_it_is_from(component, name):
 
 @pytest.mark.parametrize(
     ("component", "name"),
-    [("k3s", "k3s.service"), ("argocd", "minipc-argocd.service.j2"), ("argocd", "minipc-argocd.socket.j2")],
+    [
+        ("k3s", "k3s.service"),
+        ("k3s_agent", "k3s-agent.service"),
+        ("argocd", "minipc-argocd.service.j2"),
+        ("argocd", "minipc-argocd.socket.j2"),
+    ],
 )
 def test_units_are_valid(component, name, tmp_path):
     if not shutil.which("systemd-analyze"):

@@ -16,8 +16,8 @@ def machines(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIPC_STATE_DIR", str(tmp_path))
     monkeypatch.setattr(inventory, "client_public_key", lambda: KEY)
     monkeypatch.setattr(inventory, "client_key", lambda: tmp_path / "key")
-    names = ["mini", "mini-2", "offsite-mini", "other"]
-    made = [Machine(name, index, 6, "image", host_key=KEY) for index, name in enumerate(names)]
+    names = ["agent-mini", "mini", "mini-2", "offsite-mini", "other"]
+    made = [Machine(name, index, 6, "image", host_key=KEY, k3s="mini" in name) for index, name in enumerate(names)]
     monkeypatch.setattr(inventory, "load_all", lambda: made)
 
 
@@ -31,6 +31,7 @@ def test_every_machine_has_valid_settings_and_its_off_site_machine(group, monkey
         monkeypatch.setenv("MINIPC_REHEARSE_AS", group)
     hosts = dict(inventory.lab_hosts())
     found = {name: settings(data).backups.offsite for name, data in hosts.items() if not inventory.is_offsite(name)}
+    assert found.pop("agent-mini") is None
     assert found == {"mini": "offsite-mini", "mini-2": "offsite-mini", "other": None}
     offsite = settings(hosts["offsite-mini"])
     assert offsite.host.name == "offsite-mini"
@@ -39,6 +40,20 @@ def test_every_machine_has_valid_settings_and_its_off_site_machine(group, monkey
         offsite.offsite.rest_port,
         offsite.watcher.ping_port,
     ]
+
+
+@pytest.mark.parametrize("group", ["", "production"])
+def test_an_agent_belongs_to_the_machine_it_is_named_after_and_has_no_public_door(group, monkeypatch):
+    if group:
+        monkeypatch.setenv("MINIPC_REHEARSE_AS", group)
+    hosts = {name: settings(data) for name, data in inventory.lab_hosts()}
+    agent = hosts["agent-mini"]
+    assert (agent.host.name, agent.k3s.server, agent.workload.runtime) == ("agent-mini", "mini", "k3s")
+    assert (agent.firewall.public_tcp, agent.firewall.public_udp, agent.firewall.operator_tcp) == ([], [], [22])
+    assert agent.firewall.operator_access == "networks"
+    # Where the others reach them: the operator's side.
+    assert (agent.k3s.node_ip, hosts["mini"].k3s.node_ip) == ("10.77.0.10", "10.77.0.11")
+    assert (hosts["mini"].k3s.server, hosts["other"].k3s.node_ip) == (None, None)
 
 
 def test_standing_for_production_keeps_productions_values_but_those_the_lab_needs():

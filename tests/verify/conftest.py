@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Where the service doesn't run in K3s, one check of each says so for all.
-IN_K3S = ("test_images", "test_k3s", "test_argocd")
+IN_K3S = ("test_images", "test_k3s", "test_k3s_agent", "test_argocd")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -161,8 +161,8 @@ def operator(environment: str, target: Target) -> Side:
 @pytest.fixture(scope="session")
 def tunnel(environment: str, target: Target, settings: Settings) -> Side:
     """The machine as a peer of its VPN sees it."""
-    if target.role == "offsite":
-        not_exercised("the off-site machine has no VPN")
+    if target.role != "mini":
+        not_exercised("the mini PC alone has a VPN")
     prefix: tuple[str, ...] = ()
     if environment == "lab":
         from minipc.lab import find

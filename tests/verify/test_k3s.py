@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from minipc.addresses import bracketed
+from minipc.inventory import targets
 from tests.verify.conftest import eventually, not_exercised
 
 KUBECTL = "k3s kubectl --request-timeout=20s"
@@ -51,9 +52,10 @@ def test_the_node_takes_pods(get, settings):
     assert set(conditions.values()) == {"False"}, conditions
 
 
-def test_there_is_one_node_or_those_of_the_inventory(get, settings):
-    names = [node["metadata"]["name"] for node in get("nodes")["items"]]
-    assert settings.host.name in names
+def test_there_is_no_node_that_is_not_in_the_inventory(get, settings, environment, target):
+    names = {node["metadata"]["name"] for node in get("nodes")["items"]}
+    agents = {each.settings.host.name for each in targets(environment) if each.settings.k3s.server == target.alias}
+    assert settings.host.name in names <= agents | {settings.host.name}
 
 
 def test_the_unit_starts_at_boot_and_comes_back(units):

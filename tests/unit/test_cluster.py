@@ -1,0 +1,216 @@
+"""A cluster of several machines: who belongs to it, what the firewall and the database let in for them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from minipc import deploying, inventory
+from minipc.components import role_of
+from minipc.config import load
+from minipc.operations.files import File, render
+from tests.unit.deploy_run import order_of_both
+
+INTERFACES = {"firewall_public_interfaces": ["wan"], "firewall_operator_interfaces": ["lan"]}
+SETTINGS = load("lab", host_operator_keys=[], **INTERFACES)
+NO_DOOR: dict[str, Any] = {"firewall_public_tcp": [], "firewall_public_udp": [], "edge_http3": False}
+NODES = ["10.77.0.20", "10.77.0.21"]
+
+
+class Machines(SimpleNamespace):
+    """An inventory as pyinfra has it."""
+
+    def __iter__(self):
+        return iter(self.hosts.values())
+
+
+def machine(name: str, node_ip: str | None = None, server: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(name=name, groups=[], data={"k3s_node_ip": node_ip, "k3s_server": server})
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Stands on one of the machines."""
+
+    def stand(name: str, *machines: SimpleNamespace) -> None:
+        hosts = {each.name: each for each in machines}
+        here = hosts[name]
+        monkeypatch.setattr(deploying, "context", SimpleNamespace(host=here, inventory=Machines(hosts=hosts)))
+        settings = SimpleNamespace(
+            k3s=SimpleNamespace(server=here.data["k3s_server"], node_ip=here.data["k3s_node_ip"])
+        )
+        monkeypatch.setattr(deploying, "config", lambda: settings)
+
+    return stand
+
+
+CLUSTER = (
+    machine("mini", "10.0.0.1"),
+    machine("a", "10.0.0.2", "mini"),
+    machine("b", "10.0.0.3", "mini"),
+    machine("offsite"),
+    machine("other", "10.0.0.8"),
+    machine("others", "10.0.0.9", "other"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "server"),
+    [
+        ("mini", {"10.0.0.2", "10.0.0.3"}, None),
+        ("a", {"10.0.0.1", "10.0.0.3"}, "10.0.0.1"),
+        ("others", {"10.0.0.8"}, "10.0.0.8"),
+        ("offsite", set(), None),
+    ],
+)
+def test_a_machine_knows_the_others_of_its_cluster(on, name, nodes, server):
+    on(name, *CLUSTER)
+    assert set(deploying.cluster_nodes()) == nodes
+    assert deploying.cluster_server() == server
+
+
+@pytest.mark.parametrize("name", ["mini", "agent"])
+def test_a_server_with_agents_needs_an_address_of_its_own(on, name):
+    on(name, machine("mini"), machine("agent", "10.0.0.2", "mini"))
+    with pytest.raises(SystemExit) as stopped:
+        deploying.cluster_nodes()
+    assert stopped.value.code == 3
+
+
+def test_a_server_without_agents_needs_none(on):
+    on("mini", machine("mini"))
+    assert deploying.cluster_nodes() == []
+    assert deploying.node_interface() is None
+
+
+def test_an_agent_of_nobody_is_refused(on):
+    on("agent", machine("agent", "10.0.0.2", "mini"))
+    with pytest.raises(SystemExit) as stopped:
+        deploying.cluster_server()
+    assert stopped.value.code == 3
+
+
+def test_the_lists_of_the_inventory_give_roles():
+    assert [role_of(lists) for lists in (["lab"], ["lab", "offsite"], ["k3s_agents", "lab"])] == [
+        "mini",
+        "offsite",
+        "agent",
+    ]
+
+
+def test_a_list_gives_a_machine_its_role(tmp_path, monkeypatch):
+    path = tmp_path / "lab.py"
+    path.write_text(
+        "from minipc.inventory import agent_machine, target\n"
+        "lab = [target('mini', '10.0.0.1'), agent_machine('a', '10.0.0.2', server='mini', host_operator_keys=[])]\n"
+        "k3s_agents = ['a']\n"
+    )
+    monkeypatch.setattr(inventory, "inventory_file", lambda environment: path)
+    mini, agent = inventory.targets("lab")
+    assert (mini.role, agent.role, agent.settings.k3s.server) == ("mini", "agent", "mini")
+    assert inventory.the_target("lab") == mini
+
+
+def test_an_agent_begins_when_its_server_is_up(monkeypatch):
+    """Both converged at once; pyinfra does the operations of two machines side by side."""
+    order = order_of_both(monkeypatch)
+    steps = [
+        ("k3s", "wait until the node is ready"),
+        ("k3s_agent", "wait until the server is up"),
+        ("k3s_agent", "activate"),
+        ("release", "write down what runs here"),
+    ]
+    assert sorted(steps, key=order.index) == steps
+
+
+# --- what is let in -------------------------------------------------------------------------------------------------
+
+
+def rules(nodes: list[str], role: str = "mini", **settings: Any) -> str:
+    found = load("lab", host_operator_keys=[], **INTERFACES, **settings)
+    values = {
+        "firewall": found.firewall,
+        "vpn": found.vpn if role == "mini" else None,
+        "data_is_here": role == "mini",
+        "pod_interfaces": found.firewall.pod_interfaces,
+        "nodes": nodes,
+        "outer": ["wan", "lan"],
+        "service_address": found.host.service_address,
+        "data_ports": [5432, 6379],
+        "operator_ipv4": ["10.77.0.0/24"],
+        "operator_ipv6": [],
+    }
+    return text("firewall", "rules.nft.j2", values)
+
+
+def text(component: str, name: str, values: dict[str, Any]) -> str:
+    entry = render(component, File(name, "/x"), values)
+    assert isinstance(entry, File)
+    assert entry.content is not None
+    return entry.content.decode()
+
+
+def chain(ruleset: str, name: str) -> list[str]:
+    found = re.search(rf"    chain {name} {{\n(.*?)\n    }}", ruleset, re.S)
+    assert found
+    return [line.strip() for line in found[1].splitlines() if not line.strip().startswith("#")]
+
+
+def test_the_other_nodes_reach_the_cluster_and_the_data_and_no_more():
+    ruleset = rules(NODES)
+    assert chain(ruleset, "nodes") == [
+        "udp dport 8472 accept",
+        "tcp dport 10250 accept",
+        "tcp dport 6443 accept",
+        "ip daddr 10.88.0.1 tcp dport { 5432, 6379 } accept",
+    ]
+    let_in = chain(ruleset, "input")
+    assert 'iifname { "lan" } ip saddr { 10.77.0.20, 10.77.0.21 } jump nodes' in let_in
+    # A pod there has its node's address, which is one of the operator's network.
+    (operator,) = [line for line in let_in if line.endswith("jump operator")]
+    assert "ip saddr != { 10.77.0.20, 10.77.0.21 }" in operator
+
+
+def test_an_agent_lets_in_what_nodes_need():
+    ruleset = rules(NODES, "agent", **NO_DOOR)
+    assert chain(ruleset, "nodes") == ["udp dport 8472 accept", "tcp dport 10250 accept"]
+    assert not [line for line in chain(ruleset, "input") if "wan" in line]
+    assert "chain pods" not in ruleset
+    assert 'iifname { "cni0", "flannel.1" } accept' in chain(ruleset, "forward")
+
+
+@pytest.mark.parametrize(("nodes", "role"), [([], "mini"), (NODES, "mini"), (NODES, "agent")])
+def test_the_rules_are_valid(nodes, role):
+    if not shutil.which("nft"):
+        pytest.skip("NOT EXERCISED: no nft here")
+    public = {} if role == "mini" else NO_DOOR
+    done = subprocess.run(
+        ["unshare", "-rn", "nft", "-c", "-f", "-"], input=rules(nodes, role, **public), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_machine_alone_lets_nobody_in_as_a_node():
+    assert "nodes" not in rules([])
+    assert not {"8472", "10250"} & set(re.findall(r"\d+", rules([])))
+
+
+def test_the_database_asks_the_other_nodes_for_a_password():
+    values = {"host": SETTINGS.host, "postgres": SETTINGS.postgres}
+    alone, with_nodes = (text("postgres", "pg_hba.conf.j2", values | {"nodes": nodes}) for nodes in ([], NODES))
+    added = with_nodes.removeprefix(alone).splitlines()
+    assert [line.split() for line in added] == [["host", "all", "all", f"{node}/32", "scram-sha-256"] for node in NODES]
+
+
+def test_on_an_agent_the_service_address_is_a_way_to_the_server():
+    def unit(server: str | None) -> str:
+        return text("host", "minipc-service-address.service.j2", {"host": SETTINGS.host, "server": server})
+
+    assert unit("10.0.0.1").count("ip route replace 10.88.0.1/32 via 10.0.0.1") == 2
+    assert "ExecStart=/usr/sbin/ip address replace 10.88.0.1/32 dev lo\n" in unit(None)
+    assert " lo" not in unit("10.0.0.1")

@@ -1,0 +1,162 @@
+"""K3s agent: the node takes pods, what they need is on the server and in reach, strangers get nowhere."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+import yaml
+
+from minipc.facts.k3s import AS_THE_NODE
+from minipc.inventory import the_target
+from tests.verify.conftest import eventually, not_exercised
+
+UNIT = "k3s-agent.service"
+KUBELET = 10250
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _is_here(settings, sh):
+    if settings.workload.runtime != "k3s":
+        not_exercised(f"the service runs as a {settings.workload.runtime}")
+    if not sh("ls /usr/local/bin/k3s 2>/dev/null || true"):
+        not_exercised("the artifact k3s could not be had")
+
+
+@pytest.fixture(scope="session")
+def server(environment, settings):
+    """Address of the cluster's server."""
+    return the_target(environment, settings.k3s.server).settings.k3s.node_ip
+
+
+@pytest.fixture(scope="session")
+def node(sh, settings):
+    """The machine's own node, as the API tells it."""
+    get = f"{AS_THE_NODE} get node {settings.host.name} --output json --request-timeout=20s"
+    return lambda: json.loads(sh(get))
+
+
+def ready(node) -> bool:
+    conditions = {each["type"]: each["status"] for each in node["status"]["conditions"]}
+    return conditions.pop("Ready") == "True" and set(conditions.values()) == {"False"}
+
+
+def test_the_node_takes_pods(node):
+    assert ready(node()), node()["status"]["conditions"]
+
+
+def test_it_has_the_address_that_the_others_know(node, settings):
+    addresses = {each["type"]: each["address"] for each in node()["status"]["addresses"]}
+    assert addresses["InternalIP"] == settings.k3s.node_ip
+    # Where the other nodes send pods' packets.
+    assert node()["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"] == settings.k3s.node_ip
+
+
+def test_the_unit_starts_at_boot_and_comes_back(units):
+    found = units(UNIT)
+    assert (found["UnitFileState"], found["Restart"], found["KillMode"]) == ("enabled", "always", "process")
+
+
+def test_the_data_is_reached_by_its_address_and_over_the_server(sh, settings, server):
+    assert f"via {server} " in sh(f"ip route get {settings.host.service_address}")
+    for port in (settings.postgres.port, settings.redis.port):
+        sh(f"timeout 3 bash -c '</dev/tcp/{settings.host.service_address}/{port}'")
+
+
+def test_the_way_to_the_data_comes_back(disturb, settings):
+    """Whoever manages the network may drop it, when it is restarted or a cable is pulled."""
+    address = f"{settings.host.service_address}/32"
+    disturb(f"ip route delete {address}")
+    assert eventually(lambda: " via " in disturb(f"ip route show {address}"), within_s=15, every_s=1)
+
+
+def test_the_database_asks_this_machine_for_a_password(sh, settings):
+    """Or it would say that it knows no such client; pods here come with this machine's address."""
+    names, address = settings.postgres.databases[0], (settings.host.service_address, settings.postgres.port)
+    words = f"user\\0{names.owner}\\0database\\0{names.name}\\0\\0"
+    program = (
+        f"import socket, struct; s = socket.create_connection({address}, 5); w = b'{words}'; "
+        "s.sendall(struct.pack('!II', 8 + len(w), 196608) + w); print(s.recv(1).decode())"
+    )
+    assert sh(f"python3 -c {shlex.quote(program)}") == "R"
+
+
+def test_nothing_else_of_the_server_answers(sh, settings, server):
+    closed = [(server, 22), (server, 8443), (settings.host.service_address, 22), (server, settings.postgres.port)]
+    tries = [f"timeout 2 bash -c '</dev/tcp/{address}/{port}' && echo {port}" for address, port in closed]
+    assert sh(f"({'; '.join(tries)}; true) 2>/dev/null") == ""
+
+
+def test_a_pod_reaches_the_data_and_neither_machines_ssh(sh, settings, server):
+    """From a pod's place in the network, without a pod."""
+    bridge = sh("ip -brief address show cni0 2>/dev/null | awk '{print $3}'")
+    if not bridge:
+        not_exercised("no pod runs here yet")
+    address, prefix = bridge.split("/")
+    guest, data = f"{address.rsplit('.', 1)[0]}.250", settings.host.service_address
+    wanted = [(data, settings.postgres.port), (data, settings.redis.port), (server, 6443)]
+    closed = [(data, 22), (server, 22), (address, 22), (settings.k3s.node_ip, 22), (address, KUBELET)]
+    reach = "ip netns exec verify-pod timeout 3 bash -c '</dev/tcp/{0}/{1}' && echo {0} {1}"
+    lines = [
+        "ip netns add verify-pod",
+        "ip link add verify0 type veth peer name eth0 netns verify-pod",
+        "ip link set verify0 master cni0 up",
+        f"ip -n verify-pod address add {guest}/{prefix} dev eth0",
+        "ip -n verify-pod link set eth0 up",
+        f"ip -n verify-pod route add default via {address}",
+        *(reach.format(*each) for each in wanted + closed),
+    ]
+    try:
+        reached = sh(f"({'; '.join(lines)}; true) 2>/dev/null").splitlines()
+    finally:
+        sh("ip netns del verify-pod; ip link del verify0 2>/dev/null || true")
+    assert reached == [f"{address} {port}" for address, port in wanted]
+
+
+# --- who gets in ----------------------------------------------------------------------------------------------------
+
+
+def test_nobody_outside_reaches_the_kubelet(environment, public, operator):
+    sides = [operator, *([public] if environment == "lab" else [])]
+    assert [side.name for side in sides if side.reaches(KUBELET, within_s=0)] == []
+
+
+def test_the_kubelet_answers_no_stranger(sh):
+    code = "curl --silent --insecure --noproxy '*' --output /dev/null --write-out '%{http_code}' "
+    assert sh(f"{code} https://127.0.0.1:{KUBELET}/pods") == "401"
+    assert "000" in sh(f"{code} http://127.0.0.1:10255/pods || true")
+
+
+def test_its_credentials_are_roots_alone(sh):
+    for path in ("/etc/rancher/k3s/token", "/etc/rancher/node/password"):
+        assert sh(f"stat -c '%U %a' {path}") == "root 600", path
+    assert sh("stat -c '%U %a' /etc/rancher/k3s") == "root 700"
+
+
+def test_its_token_makes_no_server_of_it(sh, server):
+    """What a server would be given: the cluster's own keys."""
+    ask = "curl --silent --insecure --noproxy '*' --output /dev/null --write-out '%{http_code}' --config -"
+    with_token = 'printf \'user = "node:%s"\\n\' "$(cat /etc/rancher/k3s/token)"'
+    assert sh(f"{with_token} | {ask} https://{server}:6443/v1-k3s/config") == "200"
+    assert sh(f"{with_token} | {ask} https://{server}:6443/v1-k3s/server-bootstrap") in ("401", "403")
+
+
+def test_node_ports_answer_on_loopback_only(sh):
+    configuration = yaml.safe_load(sh("cat /etc/rancher/k3s/config.yaml"))
+    assert "nodeport-addresses=127.0.0.0/8" in configuration["kube-proxy-arg"]
+
+
+def test_it_comes_back_and_pods_stay(disturb, node):
+    pods = "k3s crictl ps --quiet | sort"
+    before = disturb(pods)
+    disturb(f"systemctl kill --kill-whom=main -s KILL {UNIT}")
+
+    def is_back():
+        try:
+            return disturb(f"systemctl is-active {UNIT}") == "active" and ready(node())
+        except AssertionError:
+            return False
+
+    assert eventually(is_back, within_s=120, every_s=1)
+    assert disturb(pods) == before
