@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from minipc import artifacts, lab
 from minipc.lab.inventory import entry, pin_lab_machine
-from minipc.paths import ROOT
+from minipc.lab.network import CLIENT_HOST, OPERATOR, PUBLIC
 from minipc.secrets.generate import generate
 from playbooks import gitops
 from playbooks.adopt import adopt
@@ -40,44 +41,33 @@ POD = {
         ],
     },
 }
-AGENT = """\
-set -eu
-apt-get update -qq
-apt-get install -y -qq --no-install-recommends iptables ipset >/dev/null
-install -m 755 /root/k3s /usr/local/bin/k3s
-install -D -m 644 /root/images /var/lib/rancher/k3s/agent/images/k3s.tar.zst
-umask 077
-mkdir -p /etc/rancher/k3s/config.yaml.d /var/lib/rancher/k3s/agent/etc/kubelet.conf.d
-mkdir -p /var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d
-cat > /etc/rancher/k3s/token
-cat > /etc/rancher/k3s/config.yaml <<END
-server: https://{server}:6443
-token-file: /etc/rancher/k3s/token
-node-name: {name}
-node-ip: {address}
-END
-cp /root/lab-config.yaml /etc/rancher/k3s/config.yaml.d/90-lab.yaml
-cp /root/lab-kubelet.conf /var/lib/rancher/k3s/agent/etc/kubelet.conf.d/90-lab.conf
-cp /root/lab-containerd.toml /var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d/90-lab.toml
-sed 's/k3s server/k3s agent/' /root/k3s.service > /etc/systemd/system/k3s-agent.service
-systemctl daemon-reload
-systemctl enable --quiet --now k3s-agent.service
+SEND = """
+import socket, sys
+sender = socket.socket(type=socket.SOCK_DGRAM)
+sender.bind((sys.argv[1], 0))
+sender.sendto(b"x", (sys.argv[2], 8472))
 """
+# What arrives, and what is left of it after our rules.
+COUNT = """table inet stranger {{
+    chain arrived {{ type filter hook prerouting priority -290; {0}; }}
+    chain passed {{ type filter hook input priority 10; {0}; }}
+}}"""
 
 
-@pytest.fixture(scope="module")
-def _artifacts(lab_ready: None) -> None:
-    if lacking := gitops.missing():
+def skip_without(lacking: list[str]) -> None:
+    if lacking:
         pytest.skip(f"NOT EXERCISED: not in the cache: {', '.join(lacking)}")
 
 
 @pytest.fixture(scope="module")
-def cluster(_artifacts: None) -> Iterator[lab.Machine]:
+def cluster(lab_ready: None) -> Iterator[lab.Machine]:
     """A machine with a node, and nothing in it."""
+    needed = [artifacts.resolve(name, artifacts.own_arch()) for name in ("k3s", "k3s-images")]
+    skip_without([found.name for found in needed if found.origin == "missing"])
     with lab.machine(NAME, k3s=True, disk_gb=10) as machine:
         adopt(entry(machine), machine.host_key_fingerprint, pin_lab_machine)
         generate("lab")
-        done = converge(machine, *UNTIL_THE_NODE, options=("--data", f"k3s_node_ip={machine.operator_ipv4}"))
+        done = converge(machine, *UNTIL_THE_NODE)
         assert done.code == 0, done.output[-4000:]
         yield machine
 
@@ -86,27 +76,83 @@ def kubectl(machine: lab.Machine, *words: str, stdin: str = "") -> str:
     return lab.run(machine, ["k3s", "kubectl", *words], stdin=stdin, timeout=200).stdout
 
 
-def test_a_second_machine_joins_and_runs_a_pod(cluster):
-    """As docs/reference/k3s.md tells it, with what lab machines need besides."""
-    name = f"{NAME}-agent"
-    with lab.machine(name, k3s=True, disk_gb=8) as agent:
-        upstream = {each: artifacts.resolve(each, artifacts.own_arch()).path for each in ("k3s", "k3s-images")}
-        templates = [
-            ROOT / "templates/k3s" / each for each in ("k3s.service", "lab-kubelet.conf", "lab-containerd.toml")
-        ]
-        copy(agent, {"k3s": upstream["k3s"], "images": upstream["k3s-images"]})
-        copy(agent, {path.name: path for path in [*templates, ROOT / "templates/k3s/lab-config.yaml"]})
-        token = on(cluster, "cat /etc/rancher/k3s/token")
-        script = AGENT.format(server=cluster.operator_ipv4, name=name, address=agent.operator_ipv4)
-        lab.run(agent, ["bash", "-c", script], stdin=token, timeout=400)
-        kubectl(cluster, "wait", "--for=create", f"node/{name}", "--timeout=120s")
-        kubectl(cluster, "wait", "--for=condition=Ready", f"node/{name}", "--timeout=120s")
-        pod: dict[str, Any] = json.loads(json.dumps(POD))
-        pod["spec"]["nodeName"] = name
-        kubectl(cluster, "create", "-f", "-", stdin=json.dumps(pod))
-        kubectl(cluster, "wait", "--for=condition=Ready", "pod/visitor", "--timeout=120s")
-        kubectl(cluster, "delete", "pod", "visitor", "--grace-period=1")
-        kubectl(cluster, "delete", "node", name)
+@pytest.fixture(scope="module")
+def agent(cluster: lab.Machine) -> Iterator[lab.Machine]:
+    """A second machine, in the inventory as an agent of the first one's cluster, and joined."""
+    with lab.machine(f"agent-{NAME}", k3s=True, disk_gb=8) as machine:
+        adopt(entry(machine), machine.host_key_fingerprint, pin_lab_machine)
+        # The server first: it lets the new machine in.
+        for each, deploys in ((cluster, ("firewall", "postgres", "k3s")), (machine, ())):
+            done = converge(each, *deploys)
+            assert done.code == 0, done.output[-4000:]
+        yield machine
+        kubectl(cluster, "delete", "node", machine.name)
+
+
+@pytest.fixture(scope="module")
+def visitor(cluster: lab.Machine, agent: lab.Machine) -> Iterator[str]:
+    """A pod on the second machine."""
+    pod: dict[str, Any] = json.loads(json.dumps(POD))
+    pod["spec"]["nodeSelector"] = {"kubernetes.io/hostname": agent.name}
+    kubectl(cluster, "create", "-f", "-", stdin=json.dumps(pod))
+    kubectl(cluster, "wait", "--for=condition=Ready", "pod/visitor", "--timeout=120s")
+    yield "visitor"
+    kubectl(cluster, "delete", "pod", "visitor", "--grace-period=1")
+
+
+def test_a_second_machine_joins_and_runs_a_pod_that_reaches_the_data(cluster, agent, visitor):
+    """By the names that pods on the server use: DNS is answered there, through the pods' network."""
+    where = kubectl(cluster, "get", "pod", visitor, "-o", "jsonpath={.spec.nodeName}")
+    assert where == agent.name
+    for name, port, said in (("redis", 6379, "NOAUTH"), ("postgres", 5432, "")):
+        ask = f"echo PING | nc -w 5 {name}.workload.svc.cluster.local {port}"
+        assert said in kubectl(cluster, "exec", visitor, "--", "sh", "-c", ask)
+
+
+@pytest.mark.usefixtures("visitor")
+def test_the_agent_is_verified_and_nothing_is_left_to_do(cluster, agent):
+    # The server's firewall is verified where its door has somebody behind it: in a rehearsal.
+    for name, components in ((agent.name, ()), (cluster.name, ("k3s",))):
+        seen = run("minipc", "verify", "--inventory", "lab", "--host", name, *components, timeout_s=900)
+        assert seen.code == 0, seen.output[-4000:]
+    for name, components in ((agent.name, ()), (cluster.name, UNTIL_THE_NODE)):
+        planned = run("minipc", "plan", "--inventory", "lab", "--host", name, *components, timeout_s=600)
+        assert planned.code == 0, planned.output[-4000:]
+
+
+def test_a_stranger_reaches_neither_the_pods_network_nor_a_kubelet(cluster, agent):
+    """Neither side's client, nor one who borrows the other node's address on the public side."""
+    for machine, other in ((cluster, agent), (agent, cluster)):
+        clients = (
+            ("public", PUBLIC.ipv4_of(CLIENT_HOST), machine.public_ipv4),
+            ("public", other.operator_ipv4, machine.public_ipv4),
+            ("operator", OPERATOR.ipv4_of(CLIENT_HOST), machine.operator_ipv4),
+        )
+        packets = [f"ip saddr {source} ip daddr {address} udp dport 8472 counter" for _, source, address in clients]
+        on(machine, f"nft '{COUNT.format('; '.join(packets))}'")
+        for namespace, source, address in clients:
+            knock(namespace, source, address)
+        seen = json.loads(on(machine, "nft -j list table inet stranger && nft delete table inet stranger"))["nftables"]
+        rules = [each["rule"] for each in seen if "rule" in each]
+        counted = [(rule["chain"], rule["expr"][-1]["counter"]["packets"]) for rule in rules]
+        assert counted == [*[("arrived", 1)] * len(clients), *[("passed", 0)] * len(clients)]
+
+
+def knock(namespace: str, source: str, address: str) -> None:
+    """A datagram to the pods' network, from an address that is the client's own meanwhile; and a try at the kubelet."""
+    inside = ["ip", "netns", "exec", namespace]
+    borrowed = [*inside, "ip", "address", "{}", f"{source}/32", "dev", "lab0"]
+    has = subprocess.run([*inside, "ip", "-4", "-o", "address", "show", "to", source], capture_output=True).stdout
+    if not has:
+        subprocess.run([word.format("add") for word in borrowed], check=True)
+    try:
+        subprocess.run([*inside, sys.executable, "-c", SEND, source, address], check=True, timeout=20)
+        argv = [*inside, "curl", "--silent", "--insecure", "--max-time", "2", "--interface", source]
+        done = subprocess.run([*argv, f"https://{address}:10250/healthz"], capture_output=True)
+        assert done.returncode in (7, 28), (namespace, source, address)
+    finally:
+        if not has:
+            subprocess.run([word.format("delete") for word in borrowed], check=True)
 
 
 def test_a_token_that_is_not_ours_joins_nothing(cluster):
@@ -118,15 +164,9 @@ def test_a_token_that_is_not_ours_joins_nothing(cluster):
     assert said in ("401", "403")
 
 
-def copy(machine: lab.Machine, files: dict[str, Path | None]) -> None:
-    for name, path in files.items():
-        assert path
-        argv = ["scp", "-q", "-F", str(lab.ssh_config_path()), str(path), f"{machine.name}:/root/{name}"]
-        subprocess.run(argv, check=True, timeout=120)
-
-
-@pytest.mark.usefixtures("_artifacts")
+@pytest.mark.usefixtures("lab_ready")
 def test_the_rehearsal_passes_with_the_service_in_the_cluster():
+    skip_without(gitops.missing())
     name = f"{NAME}-r"
     try:
         done = run("minipc", "rehearse", "--runtime", "k3s", "--name", name, timeout_s=2300)
