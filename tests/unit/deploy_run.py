@@ -9,16 +9,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyinfra
 import pytest
 from pyinfra import context
 from pyinfra.api import Config, Host, Inventory, State
+from pyinfra.api.state import StateStage
 from pyinfra.operations import apt
 
 from minipc import deploying
 from minipc.argocd import manifest
 from minipc.artifacts import Artifact
 from minipc.components import Role, select
-from minipc.config import load
+from minipc.config import Settings, load
 from minipc.facts import memory
 from minipc.operations import packages
 from minipc.paths import ROOT
@@ -61,16 +63,54 @@ def run_deploys(monkeypatch: pytest.MonkeyPatch, role: Role = "mini", **override
     Args:
         overrides: of group_data.
     """
+    alias = ALIASES[role]
+    state = _prepared(monkeypatch, {alias: load("lab", **overrides)})
+    installed: list[list[str]] = []
+    apt_packages = apt.packages
+
+    def noted(packages: list[str], **more: Any) -> Any:
+        installed.append(packages)
+        return apt_packages(packages=packages, **more)
+
+    monkeypatch.setattr(apt, "packages", noted)
+
+    done = Done()
+    host = state.inventory.get_host(alias)
+    with context.ctx_state.use(state), context.ctx_inventory.use(state.inventory), context.ctx_host.use(host):
+        for component in select([], role):
+            done.deploys[component.name] = runpy.run_path(str(ROOT / component.deploy))
+    names = [name for operation in host.op_hash_order for name in state.op_meta[operation].names]
+    done.operations = [split_name(name) for name in names]
+    done.packages = {package for each in installed for package in each}
+    return done
+
+
+def order_of_both(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Everything on a server and its agent at once: component and name, in the order in which pyinfra would do it."""
+    server = load("lab", workload_runtime="k3s", k3s_node_ip="10.77.0.10")
+    agent = load("lab", workload_runtime="k3s", k3s_node_ip="10.77.0.11", k3s_server="mini")
+    state = _prepared(monkeypatch, {"mini": server, AGENT: agent})
+    state.set_stage(StateStage.Prepare)
+    include = SimpleNamespace(include=lambda path: runpy.run_path(str(ROOT / path)))
+    monkeypatch.setattr(pyinfra, "local", include, raising=False)
+    monkeypatch.setattr(pyinfra, "is_cli", True)  # or operations are told apart by their number, not by their lines
+    for alias in ("mini", AGENT):
+        host = state.inventory.get_host(alias)
+        with context.ctx_state.use(state), context.ctx_inventory.use(state.inventory), context.ctx_host.use(host):
+            runpy.run_path(str(ROOT / "deploys/site.py"))
+    return [split_name(name) for operation in state.get_op_order() for name in state.op_meta[operation].names]
+
+
+def _prepared(monkeypatch: pytest.MonkeyPatch, machines: Mapping[str, Settings]) -> State:
+    """An inventory with a machine of each role; of those that are named the settings are known."""
     data = {"ssh_hostname": "10.77.0.10", "offsite_address": "203.0.113.7", "machine_identity": "id-1"}
     data |= {"k3s_node_ip": "10.77.0.10"}
-    alias = ALIASES[role]
     hosts = [("mini", data), (OFFSITE, data), (AGENT, data | {"k3s_server": "mini", "k3s_node_ip": "10.77.0.11"})]
-    inventory = Inventory((hosts, {}), offsite=([OFFSITE], {}), k3s_agents=([AGENT], {}))
     state = State()
-    state.init(inventory, Config())
+    state.init(Inventory((hosts, {}), offsite=([OFFSITE], {}), k3s_agents=([AGENT], {})), Config())
     state.check_for_changes = False
-    settings = load("lab", **overrides)
-    values = {entry.name: new_value(entry.generate or "alphanumeric") for entry in whole(settings)}
+    needed = [entry for settings in machines.values() for entry in whole(settings)]
+    values = {entry.name: new_value(entry.generate or "alphanumeric") for entry in needed}
 
     def secrets(environment: str, names: Iterable[str], optional: Iterable[str] = ()) -> Secrets:
         return Secrets({name: Secret(name, values[name]) for name in names}, frozenset(optional))
@@ -82,24 +122,7 @@ def run_deploys(monkeypatch: pytest.MonkeyPatch, role: Role = "mini", **override
     monkeypatch.setattr(manifest, "render", lambda path: b"")
     monkeypatch.setattr(memory, "_announced", memory.defaultdict(dict))
     monkeypatch.setattr(packages, "_together", packages.defaultdict(list))
-    monkeypatch.setattr(deploying, "_settings", {alias: settings})
+    monkeypatch.setattr(deploying, "_settings", dict(machines))
     monkeypatch.setattr(deploying, "load", secrets)
     monkeypatch.setattr(deploying, "resolve", upstream)
-    installed: list[list[str]] = []
-    apt_packages = apt.packages
-
-    def noted(packages: list[str], **more: Any) -> Any:
-        installed.append(packages)
-        return apt_packages(packages=packages, **more)
-
-    monkeypatch.setattr(apt, "packages", noted)
-
-    done = Done()
-    host = inventory.get_host(alias)
-    with context.ctx_state.use(state), context.ctx_inventory.use(inventory), context.ctx_host.use(host):
-        for component in select([], role):
-            done.deploys[component.name] = runpy.run_path(str(ROOT / component.deploy))
-    names = [name for operation in host.op_hash_order for name in state.op_meta[operation].names]
-    done.operations = [split_name(name) for name in names]
-    done.packages = {package for each in installed for package in each}
-    return done
+    return state

@@ -14,6 +14,7 @@ from minipc import deploying, inventory
 from minipc.components import role_of
 from minipc.config import load
 from minipc.operations.files import File, render
+from tests.unit.deploy_run import order_of_both
 
 INTERFACES = {"firewall_public_interfaces": ["wan"], "firewall_operator_interfaces": ["lan"]}
 SETTINGS = load("lab", host_operator_keys=[], **INTERFACES)
@@ -113,6 +114,18 @@ def test_a_list_gives_a_machine_its_role(tmp_path, monkeypatch):
     mini, agent = inventory.targets("lab")
     assert (mini.role, agent.role, agent.settings.k3s.server) == ("mini", "agent", "mini")
     assert inventory.the_target("lab") == mini
+
+
+def test_an_agent_begins_when_its_server_is_up(monkeypatch):
+    """Both converged at once; pyinfra does the operations of two machines side by side."""
+    order = order_of_both(monkeypatch)
+    steps = [
+        ("k3s", "wait until the node is ready"),
+        ("k3s_agent", "wait until the server is up"),
+        ("k3s_agent", "activate"),
+        ("release", "write down what runs here"),
+    ]
+    assert sorted(steps, key=order.index) == steps
 
 
 # --- what is let in -------------------------------------------------------------------------------------------------
