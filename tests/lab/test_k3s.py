@@ -82,7 +82,7 @@ def agent(cluster: lab.Machine) -> Iterator[lab.Machine]:
     with lab.machine(f"agent-{NAME}", k3s=True, disk_gb=8) as machine:
         adopt(entry(machine), machine.host_key_fingerprint, pin_lab_machine)
         # The server first: it lets the new machine in.
-        for each, deploys in ((cluster, ("firewall", "postgres", "k3s")), (machine, ())):
+        for each, deploys in ((cluster, ("firewall", "postgres", "k3s", "release")), (machine, ())):
             done = converge(each, *deploys)
             assert done.code == 0, done.output[-4000:]
         yield machine
