@@ -1,4 +1,4 @@
-"""K3s beyond one converge: the rehearsal with the service in the cluster, and a second machine that joins."""
+"""K3s beyond one converge: a second machine joins, another version and back, the whole rehearsal in the cluster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,103 @@ def test_a_token_that_is_not_ours_joins_nothing(cluster):
         "https://127.0.0.1:6443/v1-k3s/readyz",
     )
     assert said in ("401", "403")
+
+
+# --- another version, and the way back ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of K3s, as a converge is given it.
+
+    Attributes:
+        name: as the artifact says it.
+        env: leads a converge to it.
+    """
+
+    name: str
+    env: dict[str, str]
+
+    @property
+    def program(self) -> str:
+        return f"/usr/local/lib/minipc/k3s-{self.name}"
+
+
+@pytest.fixture(scope="module")
+def pinned(cluster: lab.Machine) -> Version:
+    found = artifacts.resolve("k3s", artifacts.own_arch())
+    return Version(found.version or "", {})
+
+
+@pytest.fixture(scope="module")
+def following(pinned: Version, tmp_path_factory: pytest.TempPathFactory) -> Version:
+    """The next version: a file that whoever runs this has (`MINIPC_NEXT_K3S`, VERSION=FILE).
+
+    Else the same program under another name, with which everything but K3s's own change is tried.
+    """
+    given, _, file = os.environ.get("MINIPC_NEXT_K3S", "").partition("=")
+    name = given or re.sub(r"\.(\d+)\+", lambda patch: f".{int(patch[1]) + 1}+", pinned.name)
+    path = Path(file) if file else artifacts.resolve("k3s", artifacts.own_arch()).path
+    version = Version(name, {"MINIPC_CACHE_DIR": str(tmp_path_factory.mktemp("next"))})
+    added = run("minipc", "artifacts", "add", "k3s", str(path), "--version", name, env=version.env)
+    assert added.code == 0, added.output
+    return version
+
+
+@pytest.fixture
+def resident(cluster: lab.Machine) -> Iterator[Callable[[], tuple[str, int]]]:
+    """A pod that stays; tells which container it is and how often that was restarted."""
+    pod: dict[str, Any] = json.loads(json.dumps(POD))
+    pod["metadata"]["name"] = "resident"
+    kubectl(cluster, "create", "-f", "-", stdin=json.dumps(pod))
+    kubectl(cluster, "wait", "--for=condition=Ready", "pod/resident", "--timeout=120s")
+
+    def seen() -> tuple[str, int]:
+        status = json.loads(kubectl(cluster, "get", "pod", "resident", "-o", "json"))["status"]["containerStatuses"][0]
+        return status["containerID"], status["restartCount"]
+
+    yield seen
+    kubectl(cluster, "delete", "pod", "resident", "--grace-period=1", "--ignore-not-found")
+
+
+def marks(machine: lab.Machine) -> list[str]:
+    names = kubectl(machine, "get", "configmaps", "-o", "jsonpath={.items[*].metadata.name}").split()
+    return [name for name in names if name.startswith("mark-")]
+
+
+def test_an_upgrade_keeps_pods_running_and_has_a_way_back(cluster, pinned, following, resident):
+    """As docs/reference/k3s.md tells it: another patch release, the one before again, and its datastore put back."""
+
+    def use(version: Version) -> None:
+        done = converge(cluster, "k3s", env=version.env)
+        assert done.code == 0, done.output[-4000:]
+        assert on(cluster, "readlink -f /usr/local/bin/k3s").strip() == version.program
+        if os.environ.get("MINIPC_NEXT_K3S"):
+            node = kubectl(cluster, "get", "nodes", "-o", "jsonpath={.items[0].status.nodeInfo.kubeletVersion}")
+            assert node == version.name
+
+    pod = resident()
+    kubectl(cluster, "create", "configmap", "mark-before")
+    use(following)
+    kubectl(cluster, "create", "configmap", "mark-after")
+    assert on(cluster, f"test -x {pinned.program} && echo there").strip() == "there"
+    kept = f"/var/lib/minipc/k3s/state-{pinned.name}.db"
+    assert on(cluster, f"stat -c '%a %U' {kept}").strip() == "600 root"
+    planned = run("minipc", "plan", "--inventory", "lab", "--host", cluster.name, "k3s", env=following.env)
+    assert planned.code == 0, planned.output
+
+    use(pinned)
+    assert marks(cluster) == ["mark-after", "mark-before"]
+    assert resident() == pod
+
+    state = "/var/lib/rancher/k3s/server/db/state.db"
+    on(
+        cluster,
+        f"systemctl stop k3s && install -m 600 {kept} {state} && rm -f {state}-wal {state}-shm && systemctl start k3s",
+        timeout_s=300,
+    )
+    kubectl(cluster, "wait", "--for=condition=Ready", f"node/{cluster.name}", "--timeout=200s")
+    assert marks(cluster) == ["mark-before"]
 
 
 @pytest.mark.usefixtures("lab_ready")
