@@ -51,18 +51,22 @@ def k3s() -> None:
     # activate
     unit(name="load kernel modules", unit="systemd-modules-load.service", restart_on=[kernel])
     unit(name="activate", unit="k3s.service", restart_on=[binary, configured])
-    node_ready(name="wait until the node is ready", node=settings.host.name)
+    node_ready(name="wait until the node is ready", node=settings.host.name, program=_path(found))
     token_present(name="let Prometheus see what runs", account="prometheus", token=TOKEN, ca=CA, reader="prometheus")
 
 
 def program(settings: Settings, found: Artifact) -> Placed:
     """The binary, by version, so that the one before is still there to go back to."""
     install(name="install packages", packages=["iptables", "ipset", "kmod", "python3"])
-    path = f"/usr/local/lib/minipc/k3s-{found.version}"
+    path = _path(found)
     binary = push(name="place the program", artifact=found, path=path)
     saved_before(name="save the datastore before an upgrade", version=found.version or "", node=settings.host.name)
     files.link(name="use this version", path="/usr/local/bin/k3s", target=path)
     return binary
+
+
+def _path(found: Artifact) -> str:
+    return f"/usr/local/lib/minipc/k3s-{found.version}"
 
 
 def configuration(settings: Settings) -> Placed:

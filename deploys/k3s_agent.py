@@ -47,7 +47,9 @@ def k3s_agent() -> None:
     # activate
     unit(name="load kernel modules", unit="systemd-modules-load.service", restart_on=[kernel])
     unit(name="activate", unit=UNIT, restart_on=[binary, configured])
-    node_ready(name="wait until the node is ready", node=settings.host.name, unit=UNIT, kubectl=AS_THE_NODE)
+    node_ready(
+        name="wait until the node is ready", node=settings.host.name, program=path, unit=UNIT, kubectl=AS_THE_NODE
+    )
 
 
 def configuration(settings: Settings) -> Placed:

@@ -12,7 +12,9 @@ from typing import Any
 
 from pyinfra.api import FactBase
 
-KUBECTL = "/usr/local/bin/k3s kubectl"
+PROGRAM = "/usr/local/bin/k3s"
+PROGRAM_VERSION = f"{PROGRAM} --version 2>/dev/null | sed -n 's/^k3s version \\([^ ]*\\).*/\\1/p'"
+KUBECTL = f"{PROGRAM} kubectl"
 AS_THE_NODE = f"{KUBECTL} --kubeconfig /var/lib/rancher/k3s/agent/kubelet.kubeconfig"
 """As the kubelet, which may see its own node: on an agent there is no administrator."""
 MANAGER = "minipc"
@@ -26,26 +28,36 @@ class Node:
     Attributes:
         ready: whether it takes pods.
         version: of its kubelet, such as "v1.36.3+k3s1"; empty when there is none.
+        program: path of the program in use from the next start on; empty when there is none.
+        program_version: what that says it is.
     """
 
     ready: bool
     version: str
+    program: str = ""
+    program_version: str = ""
 
 
 class ClusterNode(FactBase[Node]):
     """The node of that name, as the API tells; not ready where nothing answers."""
 
     def command(self, node: str, kubectl: str = KUBECTL) -> str:
-        return f"{kubectl} get node {shlex.quote(node)} --output json --request-timeout 5s 2>/dev/null || echo '{{}}'"
+        program = f"$(readlink -f {PROGRAM}) $({PROGRAM_VERSION})"
+        ask = f"{kubectl} get node {shlex.quote(node)} --output json --request-timeout 5s 2>/dev/null || echo '{{}}'"
+        return f'echo "{program}"; {ask}'
 
     @staticmethod
     def default() -> Node:
         return Node(ready=False, version="")
 
     def process(self, output: list[str]) -> Node:
-        status: dict[str, Any] = json.loads("\n".join(output) or "{}").get("status", {})
+        program, *answer = output
+        status: dict[str, Any] = json.loads("\n".join(answer) or "{}").get("status", {})
         conditions = {each["type"]: each["status"] for each in status.get("conditions", [])}
-        return Node(conditions.get("Ready") == "True", status.get("nodeInfo", {}).get("kubeletVersion", ""))
+        path, _, version = program.partition(" ")
+        return Node(
+            conditions.get("Ready") == "True", status.get("nodeInfo", {}).get("kubeletVersion", ""), path, version
+        )
 
 
 class ApiAnswers(FactBase[bool]):

@@ -14,6 +14,7 @@ from minipc.deploying import cluster_nodes, cluster_server, config
 from minipc.facts.k3s import (
     KUBECTL,
     MANAGER,
+    PROGRAM_VERSION,
     ApiAnswers,
     ClusterNode,
     NamespaceMark,
@@ -57,16 +58,27 @@ def saved_before(version: str, node: str) -> Generator[StringCommand, None, None
 
 
 @operation()
-def node_ready(node: str, unit: str = "k3s.service", kubectl: str = KUBECTL) -> Generator[StringCommand, None, None]:
-    """Waits until the node takes pods.
+def node_ready(
+    node: str, program: str, unit: str = "k3s.service", kubectl: str = KUBECTL
+) -> Generator[StringCommand, None, None]:
+    """Waits until the node takes pods, with the program that is in use from now on.
+
+    For a while after an upgrade the cluster still knows the node as it was: ready, with the version before.
 
     Args:
+        program: path of it.
         unit: that runs it here.
         kubectl: who asks the cluster.
     """
-    if context.host.get_fact(ClusterNode, node=node, kubectl=kubectl).ready:
+    found = context.host.get_fact(ClusterNode, node=node, kubectl=kubectl)
+    if found.ready and found.program == program and found.version == found.program_version:
         return
-    wait = f"{kubectl} wait --for=condition=Ready node/{shlex.quote(node)} --timeout=5s >/dev/null 2>&1"
+    name = shlex.quote(node)
+    version = f"{kubectl} get node {name} -o 'jsonpath={{.status.nodeInfo.kubeletVersion}}' --request-timeout 5s"
+    wait = (
+        f"{kubectl} wait --for=condition=Ready node/{name} --timeout=5s >/dev/null 2>&1"
+        f' && [ "$({version} 2>/dev/null)" = "$({PROGRAM_VERSION})" ]'
+    )
     yield StringCommand(
         f"for i in $(seq {READY_TIMEOUT_S}); do {wait} && exit 0; systemctl is-failed -q {unit} && break; sleep 1;"
         f" done; journalctl -u {unit} -n 20 --no-pager -o cat >&2; exit 1"

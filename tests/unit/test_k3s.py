@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import bcrypt
 import pytest
@@ -14,7 +15,7 @@ from minipc.argocd import manifest
 from minipc.argocd.password import hashed
 from minipc.config import load
 from minipc.errors import ConfigError, MinipcError
-from minipc.facts.k3s import ClusterNode, InterfaceOf, ObjectsDiffer, PartsReady, hash_of
+from minipc.facts.k3s import ClusterNode, InterfaceOf, Node, ObjectsDiffer, PartsReady, hash_of
 from minipc.lab import inventory
 from minipc.lab.machine import Machine
 from minipc.lab.nspawn import capability_options
@@ -178,9 +179,26 @@ def test_a_nodes_address_is_ipv4():
 
 def test_a_node_is_ready_when_it_says_so():
     status = '{"status": {"conditions": [{"type": "Ready", "status": "%s"}], "nodeInfo": {"kubeletVersion": "v1"}}}'
-    assert ClusterNode().process([status % "True"]).ready
-    assert not ClusterNode().process([status % "Unknown"]).ready
-    assert ClusterNode().process(["{}"]).version == ""
+    assert ClusterNode().process(["/p/k3s-v1 v1", status % "True"]) == Node(True, "v1", "/p/k3s-v1", "v1")
+    assert not ClusterNode().process(["/p/k3s-v1 v1", status % "Unknown"]).ready
+    assert ClusterNode().process([" ", "{}"]) == Node(False, "")
+
+
+@pytest.mark.parametrize(
+    ("node", "waits"),
+    [
+        (Node(True, "v1", "/p/k3s-v1", "v1"), False),
+        (Node(False, "v1", "/p/k3s-v1", "v1"), True),
+        # Before an upgrade, and after it for as long as the node has not told who it is now.
+        (Node(True, "v1", "/p/k3s-v0", "v0"), True),
+        (Node(True, "v0", "/p/k3s-v1", "v1"), True),
+    ],
+)
+def test_a_node_is_waited_for_until_it_runs_the_program_in_use(monkeypatch, node, waits):
+    from minipc.operations import k3s
+
+    monkeypatch.setattr(k3s.context, "host", SimpleNamespace(get_fact=lambda fact, **_: node))
+    assert bool(list(k3s.node_ready._inner(node="mini", program="/p/k3s-v1"))) == waits
 
 
 def test_the_interface_of_an_address():

@@ -73,8 +73,11 @@ class InK3s:
         disturb(f"k3s kubectl -n workload rollout status deploy/{part} --timeout 120s")
 
     def log(self) -> list[str]:
+        # A pod that comes or goes has none, and kubectl then ends with 1; who looks for a line tries again.
         parts = f"app.kubernetes.io/component in ({','.join(('migrate', *PARTS))})"
-        return self._sh(f"{KUBECTL} logs -l '{parts}' --max-log-requests 20 --tail 500 2>/dev/null").splitlines()
+        return self._sh(
+            f"{KUBECTL} logs -l '{parts}' --max-log-requests 20 --tail 500 2>/dev/null || true"
+        ).splitlines()
 
     def metrics(self, part: str) -> str:
         return self._sh(
