@@ -234,7 +234,7 @@ def test_an_upgrade_keeps_pods_running_and_has_a_way_back(cluster, pinned, follo
     """As docs/reference/k3s.md tells it: another patch release, the one before again, and its datastore put back."""
 
     def use(version: Version) -> None:
-        done = converge(cluster, "k3s", env=version.env)
+        done = converge(cluster, "k3s", "release", env=version.env)
         assert done.code == 0, done.output[-4000:]
         assert on(cluster, "readlink -f /usr/local/bin/k3s").strip() == version.program
         if os.environ.get("MINIPC_NEXT_K3S"):
