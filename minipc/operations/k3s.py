@@ -10,7 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pyinfra import context
 from pyinfra.api import StringCommand, deploy, operation
 
-from minipc.deploying import cluster_nodes, cluster_server, config
+from minipc.deploying import artifact, cluster_nodes, cluster_server, config
 from minipc.facts.k3s import (
     KUBECTL,
     MANAGER,
@@ -92,7 +92,7 @@ def server_first() -> None:
     pyinfra does the operations of two machines side by side, each as early as it can; one that both have is done by
     both before either goes on.
     """
-    if config().workload.runtime == "k3s" and cluster_nodes():
+    if config().workload.runtime == "k3s" and cluster_nodes() and artifact("k3s", component="k3s_agent"):
         api_answers(name="wait until the server is up", server=cluster_server())
 
 
