@@ -73,6 +73,8 @@ def _prepare_heartbeat(port: int) -> None:
         sql("CREATE DATABASE minipc", "postgres", port)
         sql("REVOKE ALL ON DATABASE minipc FROM PUBLIC", "postgres", port)
     sql(HEARTBEAT, "minipc", port)
+    # The timer's first one comes within a minute, the first backup perhaps before: each can tell how old it is.
+    sql("INSERT INTO heartbeat DEFAULT VALUES", "minipc", port)
 
 
 if __name__ == "__main__":

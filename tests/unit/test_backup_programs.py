@@ -420,6 +420,18 @@ def test_a_server_that_never_starts_is_not_waited_for_long(recovery, drill):
         recovery(*[(False, False)] * 20)
 
 
+# --- stanza ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_backup_has_a_heartbeat(common, monkeypatch):
+    """A rebuild from it must be able to say how old the data is."""
+    stanza = load("stanza")
+    asked = []
+    monkeypatch.setattr(stanza, "sql", lambda text, *_: asked.append(text))
+    stanza._prepare_heartbeat(5432)
+    assert asked[-1] == "INSERT INTO heartbeat DEFAULT VALUES"
+
+
 # --- restore: which WAL there is -----------------------------------------------------------------------------------
 
 CONFIG = {"stanza": "main", "repos": [1, 2], "port": 5432}
