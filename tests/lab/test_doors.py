@@ -132,8 +132,8 @@ LOCKOUTS = [
     (
         "firewall",
         "firewall/rules.nft.j2",
-        "ports(firewall.operator_tcp) }} accept",
-        "ports(firewall.operator_tcp) }} drop",
+        "any(firewall.operator_tcp) }} accept",
+        "any(firewall.operator_tcp) }} drop",
     ),
     ("host", "host/sshd.conf.j2", "AllowUsers {{ host.operator_user }} root", "AllowUsers nobody"),
     (
