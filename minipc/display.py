@@ -286,9 +286,9 @@ def _context(record: Record) -> list[tuple[str, str]]:
 def _warnings(record: Record) -> Table:
     """What was not exercised, and what else a reader must know before believing the verdict."""
     table = Table.grid(padding=(0, 1, 0, 0))
-    for gap in record.exercised.not_exercised:
+    for component, why, whats in record.exercised.reasons:
         label = Text(f"{SIGNS['not-exercised']} NOT EXERCISED", STYLES["not-exercised"])
-        table.add_row(label, Text(_gap(gap.what, gap.why, gap.component)))
+        table.add_row(label, Text(_gap("; ".join(whats), why, component)))
     for artifact in record.artifacts:
         if artifact.origin == "local":
             text = f"{one_line(artifact.name)} {one_line(artifact.version)}: an artifact put in by hand"

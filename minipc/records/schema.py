@@ -167,6 +167,14 @@ class Exercised(_Part):
             raise ValueError(f"{self.done} exercised and {skipped} not exercised don't add up to {self.total}")
         return self
 
+    @property
+    def reasons(self) -> list[tuple[str, str, list[str]]]:
+        """For people: component, reason, all that was not exercised there for it; in the order of the first ones."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for gap in self.not_exercised:
+            found.setdefault((gap.component, gap.why), []).append(gap.what)
+        return [(component, why, whats) for (component, why), whats in found.items()]
+
 
 class Gate(_Part):
     """A figure with a budget. Made by `Gate.judge`."""
