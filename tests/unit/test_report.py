@@ -74,7 +74,7 @@ def test_it_says_the_verdict_and_what_was_left_out(failed: str) -> None:
     text = " ".join(Page(failed).text.split())
     assert "✗ FAIL 14 of 17 exercised" in text
     assert "edge: 2 checks failed: refuses a stranger" in text
-    assert "○ NOT EXERCISED time synchronisation kernel audit and sysctls (host) an nspawn machine shares it" in text
+    assert "○ NOT EXERCISED time synchronisation, kernel audit and sysctls (host) an nspawn machine shares it" in text
     assert "! stand-in" in text
     assert "! with uncommitted changes" in text
     assert "! local, put in by hand" in text
