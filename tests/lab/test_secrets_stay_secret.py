@@ -16,6 +16,7 @@ ALLOWED = {
     "/etc/minipc/vpn/wg0.conf": "600 root",
     "/etc/pgbackrest/pgbackrest.conf": "640 root",
     "/etc/pgbackrest/sftp_key": "600 postgres",
+    "/etc/prometheus/minipc/alertmanager.password": "600 prometheus",
     "/etc/prometheus/minipc/postgres-exporter.env": "600 root",
     "/etc/prometheus/minipc/redis-exporter.env": "600 root",
     "/etc/prometheus/minipc/watchdog_url": "600 prometheus",
