@@ -9,16 +9,37 @@ from __future__ import annotations
 import os
 import select
 import sys
+import time
 
+from minipc.errors import MinipcError
 from minipc.lab.lifecycle import remove_owned_by
 from minipc.lab.machine import ProcessId
 from minipc.lab.ownership import enter_own_group
+
+TRIES = 30
+PAUSE_S = 10
 
 
 def main(owner: ProcessId) -> None:
     enter_own_group(owner)
     wait_for_end(owner)
-    remove_owned_by(owner)
+    remove(owner)
+
+
+def remove(owner: ProcessId) -> None:
+    """Removes its machines. A process that waits for a busy disk can't be killed for a while: then again, later.
+
+    Raises:
+        MinipcError: it still can't after five minutes.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            remove_owned_by(owner)
+            return
+        except MinipcError:
+            if not left:
+                raise
+            time.sleep(PAUSE_S)
 
 
 def wait_for_end(process: ProcessId) -> None:

@@ -86,7 +86,7 @@ class Sandbox:
                 continue
         return [_command(pid) for pid in sorted(pids - {self._holder.pid}) if _command(pid)]
 
-    def wait_until_clean(self, clean: dict[str, Any], timeout: float = 20) -> dict[str, Any]:
+    def wait_until_clean(self, clean: dict[str, Any], timeout: float = 60) -> dict[str, Any]:
         """Wait until the leftovers are as `clean`, or give up; returns the last ones, to compare."""
         deadline = time.monotonic() + timeout
         while (now := self.leftovers()) != clean and time.monotonic() < deadline:
