@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from minipc import yaml_text
 from minipc.checks.schema import Checks
 from minipc.errors import ConfigError
 from minipc.paths import ROOT
@@ -23,7 +24,7 @@ def load(path: Path = FILE) -> Checks:
         ConfigError: names each question and field that is wrong, and what is allowed.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml_text.parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}", "restore it from git") from None
     except yaml.YAMLError as error:

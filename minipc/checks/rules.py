@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from minipc import yaml_text
 from minipc.checks.pace import paced
 from minipc.checks.schema import Check, Checks, Duration, Priority, Strict, Text
 from minipc.errors import ConfigError
@@ -148,7 +149,7 @@ def parse(component: str, text: str) -> RuleFile:
     """A component's rule file. Raises ConfigError."""
     where = f"templates/{component}/rules.yml.j2"
     try:
-        return RuleFile.model_validate(yaml.safe_load(text))
+        return RuleFile.model_validate(yaml_text.parse(text))
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is no valid YAML once rendered: {error}", "mend the template") from None
     except ValidationError as error:

@@ -9,6 +9,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from minipc import yaml_text
 from minipc.errors import ConfigError
 from minipc.paths import ROOT
 
@@ -61,7 +62,7 @@ def saved_queries(path: Path = FILE) -> dict[str, SavedQuery]:
         ConfigError: the file is missing or broken.
     """
     try:
-        document = _Document.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        document = _Document.model_validate(yaml_text.parse(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise ConfigError(f"{path.name} can't be read: {error}", "restore it from git") from None
     return {query.name: query for query in document.queries}

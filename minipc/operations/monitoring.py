@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from minipc import yaml_text
 from minipc.checks import load
 from minipc.checks.pace import paced
 from minipc.checks.rules import dump, of_component, of_questions
@@ -67,7 +68,7 @@ def rendered(component: str, kind: str, values: Mapping[str, Any]) -> str:
     assert isinstance(file, File)  # noqa: S101 - for the type checker: a file stays a file
     text = (file.content or b"").decode()
     try:
-        yaml.safe_load(text)
+        yaml_text.parse(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"templates/{component}/{kind}.yml.j2 is no valid YAML: {error}", "mend it") from None
     return text
