@@ -234,7 +234,7 @@ def test_failed_units_are_named(watcher, monkeypatch, tmp_path):
 @pytest.fixture
 def server(watcher, watch):
     server = watcher.ping_server(watch, SETTINGS, TOKEN)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -350,7 +350,7 @@ class Receiver(BaseHTTPRequestHandler):
 def receiver():
     server = HTTPServer(("127.0.0.1", 0), Receiver)
     Receiver.status, Receiver.got = 200, []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/secret-path"
     server.shutdown()
     server.server_close()
