@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import runpy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 import pyinfra
 import pytest
 from pyinfra import context
-from pyinfra.api import Config, Host, Inventory, State
+from pyinfra.api import Config, Host, Inventory, State, util
 from pyinfra.api.state import StateStage
 from pyinfra.operations import apt
 
@@ -109,6 +110,9 @@ def _prepared(monkeypatch: pytest.MonkeyPatch, machines: Mapping[str, Settings])
     state = State()
     state.init(Inventory((hosts, {}), offsite=([OFFSITE], {}), k3s_agents=([AGENT], {})), Config())
     state.check_for_changes = False
+    # Without the source lines around each frame, which nobody looks at here: a third of the time.
+    monkeypatch.setattr(util, "stack", lambda: inspect.stack(0))
+    monkeypatch.setattr(util, "getframeinfo", lambda frame: inspect.getframeinfo(frame, 0))
     needed = [entry for settings in machines.values() for entry in whole(settings)]
     values = {entry.name: new_value(entry.generate or "alphanumeric") for entry in needed}
 
