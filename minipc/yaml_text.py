@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def parse(text: str) -> Any:
@@ -15,4 +15,4 @@ def parse(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is not YAML.
     """
-    return yaml.load(text, Loader=_LOADER)  # noqa: S506 - a SafeLoader
+    return yaml.load(text, Loader=LOADER)  # noqa: S506 - a SafeLoader

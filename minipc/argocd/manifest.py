@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from minipc.errors import MinipcError
+from minipc.yaml_text import LOADER
 
 NAMESPACE = "argocd"
 PATH = "argocd/install.yaml"
@@ -82,7 +83,7 @@ def images(manifest: bytes) -> set[str]:
 
 
 def _objects(text: str) -> Iterator[Object]:
-    return (each for each in yaml.load_all(text, Loader=_Loader) if each)
+    return (each for each in yaml.load_all(text, Loader=LOADER) if each)
 
 
 def _left_out(each: Mapping[str, Any]) -> bool:
@@ -119,5 +120,4 @@ def _containers(each: Mapping[str, Any]) -> list[Object]:
     return [*pod["containers"], *pod.get("initContainers", [])]
 
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

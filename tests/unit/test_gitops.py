@@ -17,6 +17,7 @@ import yaml
 from minipc import artifacts
 from minipc.config.load import group_data
 from minipc.paths import ROOT
+from minipc.yaml_text import LOADER
 
 KUBERNETES = "1.36"
 ENVIRONMENTS = ["lab", "production"]
@@ -94,7 +95,7 @@ def argocd_schemas() -> dict[str, Any]:
         kind = re.search(r"^    kind: (\w+)$", part, re.M)
         # Only these are parsed: the whole manifest takes seconds.
         if "kind: CustomResourceDefinition" in part and kind and kind[1] in ("Application", "AppProject"):
-            definition = yaml.load(part, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            definition = yaml.load(part, Loader=LOADER)
             schemas[kind[1]] = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     return schemas
 
