@@ -7,7 +7,6 @@ from pyinfra.api import deploy
 
 from minipc import keys
 from minipc.addresses import bracketed
-from minipc.argocd.password import hashed
 from minipc.checks import load
 from minipc.checks.pace import paced
 from minipc.checks.rules import inhibitions
@@ -17,6 +16,7 @@ from minipc.operations import Absent, Content, Directory, File, SecretFile, inst
 from minipc.ports import MONITORING
 from minipc.secrets import Secret
 from minipc.secrets.catalogue import ALERTMANAGER_PASSWORD, SLACK_URL, TLS_KEY, WATCHDOG_URL, WATCHER_PING_TOKEN
+from minipc.secrets.hashing import hashed
 
 ETC = "/etc/prometheus/minipc"
 USER = "operator"

@@ -8,13 +8,13 @@ from pyinfra.api import deploy
 from minipc import keys
 from minipc.addresses import known_host
 from minipc.argocd.manifest import NAMESPACE, NODE_PORT, render
-from minipc.argocd.password import hashed
 from minipc.config import Settings
 from minipc.deploy_repository import hosted_url
 from minipc.deploying import artifact, config, not_exercised, offsite_address, secrets
 from minipc.operations import Content, Directory, File, place, unit
 from minipc.operations.k3s import objects_present, once, rolled_out, secret_present
 from minipc.secrets.catalogue import ARGOCD_DEPLOY_KEY, ARGOCD_PASSWORD, SFTP_HOST_KEY
+from minipc.secrets.hashing import hashed
 
 ETC = "/etc/minipc/argocd"
 # ArgoCD's own name as an owner of fields: it adopts itself without a conflict.

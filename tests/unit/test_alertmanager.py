@@ -5,12 +5,12 @@ from __future__ import annotations
 import bcrypt
 import yaml
 
-from minipc.argocd.password import hashed
 from minipc.config import load
 from minipc.operations.files import File, render
 from minipc.paths import ROOT
 from minipc.secrets import Secret
 from minipc.secrets.catalogue import ALERTMANAGER_PASSWORD, whole
+from minipc.secrets.hashing import hashed
 
 PASSWORD = Secret(ALERTMANAGER_PASSWORD, "opensesame")
 VALUES = {"etc": "/etc/prometheus/minipc", "ports": {"alertmanager": 9093}, "user": "operator", "port": 9093}

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from minipc.argocd import manifest
-from minipc.argocd.password import hashed
 from minipc.config import load
 from minipc.errors import ConfigError, MinipcError
 from minipc.facts.k3s import ClusterNode, InterfaceOf, Node, ObjectsDiffer, PartsReady, hash_of
@@ -22,6 +21,7 @@ from minipc.lab.nspawn import capability_options
 from minipc.operations.files import File, render
 from minipc.paths import ROOT
 from minipc.secrets import Secret
+from minipc.secrets.hashing import hashed
 
 GHCR = {"name": "ghcr", "host": "ghcr.io", "username": "you"}
 SETTINGS = load("lab", host_operator_keys=[], k3s_registries=[GHCR])

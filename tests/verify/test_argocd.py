@@ -7,9 +7,9 @@ import shlex
 
 import pytest
 
-from minipc.argocd.password import hashed
 from minipc.secrets import load
 from minipc.secrets.catalogue import ARGOCD_PASSWORD
+from minipc.secrets.hashing import hashed
 from tests.verify.conftest import eventually, not_exercised
 
 KUBECTL = "k3s kubectl --request-timeout=20s"

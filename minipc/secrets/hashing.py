@@ -1,4 +1,4 @@
-"""A password as ArgoCD keeps that of its administrator, and Alertmanager that of its operator."""
+"""A password as programs keep it that compare: ArgoCD that of its administrator, Alertmanager that of its operator."""
 
 from __future__ import annotations
 
