@@ -29,7 +29,6 @@ SYSTEMD = "/etc/systemd/system"
 def offsite() -> None:
     settings = config()
     found = secrets({"sftp": SFTP_KEY, "host": SFTP_HOST_KEY, "tls": TLS_KEY, "rest": REST_PASSWORD})
-    gone = refuse_replaced_key(keys.public_key(found["sftp"]), AUTHORIZED, REPLACED)
 
     # install
     install(name="install packages", packages=["openssh-server", "python3", "restic", "restic-rest-server", "rsync"])
@@ -60,7 +59,7 @@ def offsite() -> None:
             Directory(f"{HOME}/copies", mode="700"),
         ],
     )
-    sftp = sftp_server(settings, found, gone)
+    sftp = sftp_server(settings, found)
     rest = restic_server(settings, found)
     copies = place(
         name="configure the copies",
@@ -107,12 +106,10 @@ def deploy_repository() -> None:
     git.bare_repo(name="create the deploy repository", path=PATH)
 
 
-def sftp_server(settings: Settings, found: dict[str, Secret], gone: list[str]) -> list[Placed]:
-    """An SSH server of its own for pgBackRest, apart from the operator's.
-
-    Args:
-        gone: public keys of machines that were replaced.
-    """
+def sftp_server(settings: Settings, found: dict[str, Secret]) -> list[Placed]:
+    """An SSH server of its own for pgBackRest, apart from the operator's."""
+    own = keys.public_key(found["sftp"])
+    gone = refuse_replaced_key(own, AUTHORIZED, REPLACED)
     known = place(
         name="place the keys of the SFTP server",
         component="offsite",
@@ -122,7 +119,7 @@ def sftp_server(settings: Settings, found: dict[str, Secret], gone: list[str]) -
             # Before the new one: a computer that still has an old key is refused.
             Content("".join(f"{key}\n" for key in gone).encode(), REPLACED),
             # The only key that gets in: deploying a new one locks the machine with the old one out.
-            Content(f"restrict {keys.public_key(found['sftp'])} mini PC\n".encode(), AUTHORIZED),
+            Content(f"restrict {own} mini PC\n".encode(), AUTHORIZED),
         ],
     )
     configured = place(
