@@ -174,14 +174,7 @@ class Stage:
         attempts = [meanwhile, None] if meanwhile else [None]
         try:
             for play in attempts:
-                process = self.place.rebuild(machine, run=run.directory, log=run.log, until=until)
-                try:
-                    if play:
-                        play(self, Attempt(process, run, machine))
-                    code = process.wait(timeout=900)
-                except BaseException:
-                    end(process)
-                    raise
+                code = self._attempt(run, machine, until, play)
         finally:
             self.place.hand_back(machine.name)
         if (
@@ -204,20 +197,26 @@ class Stage:
             MinipcError: it did not fail.
         """
         run = Run("fault")
-        machine = self.take_blank()
-        if self.place is None:
-            raise MinipcError("nothing was lost yet")
-        process = self.place.rebuild(machine, run=run.directory, log=run.log, until=until)
-        try:
-            play(self, Attempt(process, run, machine))
-            code = process.wait(timeout=900)
-        except BaseException:
-            end(process)
-            raise
+        code = self._attempt(run, self.take_blank(), until, play)
         ends = [event for event in read(run.events) if isinstance(event, PhaseEnd) and event.verdict != "pass"]
         if not code or not ends:
             raise MinipcError("the rebuild should have failed", f"read {run.log}")
         return f"{ends[-1].phase}: {ends[-1].detail}"
+
+    def _attempt(
+        self, run: Run, machine: lab.Machine, until: str, play: Callable[[Stage, Attempt], None] | None
+    ) -> int:
+        """The rebuild's command once, with what is played meanwhile; returns its exit code."""
+        if self.place is None:
+            raise MinipcError("nothing was lost yet")
+        process = self.place.rebuild(machine, run=run.directory, log=run.log, until=until)
+        try:
+            if play:
+                play(self, Attempt(process, run, machine))
+            return process.wait(timeout=900)
+        except BaseException:
+            end(process)
+            raise
 
     def leave(self) -> None:
         """The end."""
