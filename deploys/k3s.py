@@ -12,9 +12,9 @@ from pyinfra.operations import files
 from minipc.artifacts import Artifact
 from minipc.config import Settings
 from minipc.deploying import artifact, config, node_interface, not_exercised, secrets
-from minipc.facts.k3s import InUserNamespace
+from minipc.facts.k3s import PROGRAM, InUserNamespace
 from minipc.operations import Absent, Directory, File, Placed, SecretFile, install, place, push, unit
-from minipc.operations.k3s import node_ready, saved_before, token_present
+from minipc.operations.k3s import PACKAGES, node_ready, program_path, saved_before, token_present
 from minipc.secrets.catalogue import K3S_AGENT_TOKEN, K3S_NODE_PASSWORD, K3S_TOKEN, registry_password
 
 ETC = "/etc/rancher/k3s"
@@ -51,22 +51,18 @@ def k3s() -> None:
     # activate
     unit(name="load kernel modules", unit="systemd-modules-load.service", restart_on=[kernel])
     unit(name="activate", unit="k3s.service", restart_on=[binary, configured])
-    node_ready(name="wait until the node is ready", node=settings.host.name, program=_path(found))
+    node_ready(name="wait until the node is ready", node=settings.host.name, program=program_path(found))
     token_present(name="let Prometheus see what runs", account="prometheus", token=TOKEN, ca=CA, reader="prometheus")
 
 
 def program(settings: Settings, found: Artifact) -> Placed:
     """The binary, by version, so that the one before is still there to go back to."""
-    install(name="install packages", packages=["iptables", "ipset", "kmod", "python3"])
-    path = _path(found)
+    install(name="install packages", packages=PACKAGES)
+    path = program_path(found)
     binary = push(name="place the program", artifact=found, path=path)
     saved_before(name="save the datastore before an upgrade", version=found.version or "", node=settings.host.name)
-    files.link(name="use this version", path="/usr/local/bin/k3s", target=path)
+    files.link(name="use this version", path=PROGRAM, target=path)
     return binary
-
-
-def _path(found: Artifact) -> str:
-    return f"/usr/local/lib/minipc/k3s-{found.version}"
 
 
 def configuration(settings: Settings) -> Placed:

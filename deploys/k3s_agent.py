@@ -9,9 +9,9 @@ from pyinfra.operations import files
 
 from minipc.config import Settings
 from minipc.deploying import artifact, cluster_server, config, node_interface, not_exercised, secrets
-from minipc.facts.k3s import AS_THE_NODE, InUserNamespace
+from minipc.facts.k3s import AS_THE_NODE, PROGRAM, InUserNamespace
 from minipc.operations import Absent, Directory, File, Placed, SecretFile, install, place, push, unit
-from minipc.operations.k3s import node_ready
+from minipc.operations.k3s import PACKAGES, node_ready, program_path
 from minipc.secrets.catalogue import K3S_AGENT_TOKEN, registry_password
 
 UNIT = "k3s-agent.service"
@@ -30,11 +30,10 @@ def k3s_agent() -> None:
         return
 
     # install
-    install(name="install packages", packages=["iptables", "ipset", "kmod", "python3"])
-    # By version, as on the server.
-    path = f"/usr/local/lib/minipc/k3s-{found.version}"
+    install(name="install packages", packages=PACKAGES)
+    path = program_path(found)
     binary = push(name="place the program", artifact=found, path=path)
-    files.link(name="use this version", path="/usr/local/bin/k3s", target=path)
+    files.link(name="use this version", path=PROGRAM, target=path)
 
     # configure
     kernel = place(

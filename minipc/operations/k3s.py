@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pyinfra import context
 from pyinfra.api import StringCommand, deploy, operation
 
+from minipc.artifacts import Artifact
 from minipc.deploying import artifact, cluster_nodes, cluster_server, config
 from minipc.facts.k3s import (
     KUBECTL,
@@ -26,6 +27,8 @@ from minipc.facts.k3s import (
 )
 from minipc.operations.files import Placed
 
+# What every node needs of Debian.
+PACKAGES = ["iptables", "ipset", "kmod", "python3"]
 STATE = "/var/lib/rancher/k3s/server/db/state.db"
 SAVED = "/var/lib/minipc/k3s"
 # A second-hand mini PC with a slow disk imports half a gigabyte of images first.
@@ -34,6 +37,11 @@ ROLLOUT_TIMEOUT_S = 300
 API_TIMEOUT_S = 60
 # Annotation of the namespace: the hash of what it was bootstrapped with.
 BOOTSTRAPPED = "minipc.local/bootstrapped"
+
+
+def program_path(found: Artifact) -> str:
+    """Where a node's program is, by version: the one before is still there to go back to."""
+    return f"/usr/local/lib/minipc/k3s-{found.version}"
 
 
 @operation()
