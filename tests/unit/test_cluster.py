@@ -14,7 +14,9 @@ from minipc import deploying, inventory
 from minipc.components import role_of
 from minipc.config import load
 from minipc.operations.files import File, render
+from tests.unit import firewall_rules
 from tests.unit.deploy_run import order_of_both
+from tests.unit.firewall_rules import chain
 
 INTERFACES = {"firewall_public_interfaces": ["wan"], "firewall_operator_interfaces": ["lan"]}
 SETTINGS = load("lab", host_operator_keys=[], **INTERFACES)
@@ -133,23 +135,9 @@ def test_an_agent_begins_when_its_server_is_up(monkeypatch):
 
 def rules(nodes: list[str], role: str = "mini", **settings: Any) -> str:
     found = load("lab", host_operator_keys=[], **INTERFACES, **settings)
-    values = {
-        "firewall": found.firewall,
-        "vpn": found.vpn if role == "mini" else None,
-        "data_is_here": role == "mini",
-        "pod_interfaces": found.firewall.pod_interfaces,
-        "nodes": nodes,
-        "outer": ["wan", "lan"],
-        "service_address": found.host.service_address,
-        "data_ports": [5432, 6379],
-        "operator_ipv4": ["10.77.0.0/24"],
-        "operator_ipv6": [],
-        "near_ipv4": ["10.77.0.0/24"],
-        "near_ipv6": [],
-        "repository": [],
-        "any_interface": False,
-    }
-    return text("firewall", "rules.nft.j2", values)
+    mini = role == "mini"
+    own = {"vpn": found.vpn if mini else None, "data_is_here": mini, "nodes": nodes, "outer": ["wan", "lan"]}
+    return firewall_rules.rules(found, operator_ipv6=[], near_ipv6=[], repository=[], **own)
 
 
 def text(component: str, name: str, values: dict[str, Any]) -> str:
@@ -157,12 +145,6 @@ def text(component: str, name: str, values: dict[str, Any]) -> str:
     assert isinstance(entry, File)
     assert entry.content is not None
     return entry.content.decode()
-
-
-def chain(ruleset: str, name: str) -> list[str]:
-    found = re.search(rf"    chain {name} {{\n(.*?)\n    }}", ruleset, re.S)
-    assert found
-    return [line.strip() for line in found[1].splitlines() if not line.strip().startswith("#")]
 
 
 def test_the_other_nodes_reach_the_cluster_and_the_data_and_no_more():

@@ -8,35 +8,7 @@ import subprocess
 
 import pytest
 
-from minipc.config import load
-from minipc.operations.files import File, render
-
-NETWORKS = {"operator_ipv4": ["10.77.0.0/24"], "operator_ipv6": ["fd77::/64"]}
-NEAR = {"near_ipv4": ["10.77.0.0/24"], "near_ipv6": ["fd77::/64"]}
-
-
-def rules(**values) -> str:
-    settings = load("lab", host_operator_keys=[])
-    given = {
-        "firewall": settings.firewall,
-        "vpn": settings.vpn,
-        "data_is_here": True,
-        "pod_interfaces": settings.firewall.pod_interfaces,
-        "nodes": [],
-        "outer": ["public0", "operator0"],
-        "service_address": "10.88.0.1",
-        "data_ports": [5432, 6379],
-        "repository": [(4, "10.77.0.20", 2222), (6, "fd77::20", 22)],
-        "any_interface": False,
-        **NETWORKS,
-        **NEAR,
-    }
-    return render("firewall", File("rules.nft.j2", "/x"), given | values).content.decode()
-
-
-def chain(text: str, name: str) -> list[str]:
-    body = text.partition(f"    chain {name} {{\n")[2].partition("\n    }\n")[0]
-    return [line.strip() for line in body.splitlines() if line.strip() and not line.strip().startswith("#")]
+from tests.unit.firewall_rules import chain, rules
 
 
 def test_pods_get_to_the_repository_and_to_resolvers_near_the_operator_and_no_further():
