@@ -14,6 +14,7 @@ from ipaddress import ip_network
 
 import pytest
 
+from minipc.addresses import bracketed
 from minipc.separation import doors
 from minipc.separation.canaries import LISTENER
 from tests.verify.conftest import Side, eventually, not_exercised
@@ -188,8 +189,7 @@ def connect_from(side: Side, address: str, source: str) -> None:
     """Tries to connect to SSH from a source address that is the client's own for as long as the try takes."""
     lifetime = ["valid_lft", "5", "preferred_lft", "5"]
     side.run("ip", "address", "replace", source, "dev", "lab0", *(["nodad"] if ":" in source else []), *lifetime)
-    host = f"[{address}]" if ":" in address else address
-    side.run("curl", "--silent", "--max-time", "1", "--interface", source, f"http://{host}:22")
+    side.run("curl", "--silent", "--max-time", "1", "--interface", source, f"http://{bracketed(address)}:22")
 
 
 @pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
