@@ -29,7 +29,7 @@ def sync(cluster: Cluster, say: Callable[[str], None], ask: Callable[[str], bool
     """
     for name in APPLICATIONS:
         now = argocd.refresh(cluster, name)
-        if now.sync == "Synced":
+        if now.sync == argocd.SYNCED:
             say(f"{SIGNS['pass']} {name}: nothing to do, the cluster is what {now.seen[:12]} says")
             continue
         for each in different(cluster, name):
@@ -71,5 +71,7 @@ def different(cluster: Cluster, name: str) -> Sequence[str]:
     """The objects that differ from what the repository says."""
     status = get(cluster, "applications.argoproj.io", name, "-n", ARGOCD).get("status", {})
     return [
-        f"{each['kind']} {each['name']}" for each in status.get("resources") or [] if each.get("status") != "Synced"
+        f"{each['kind']} {each['name']}"
+        for each in status.get("resources") or []
+        if each.get("status") != argocd.SYNCED
     ]

@@ -79,7 +79,9 @@ def bring_up(environment: Environment, target: Target) -> str:
         ask=lambda _: True,
     )
     desired = service.repository.commit(service.repository.head)
-    if application.deployed == desired.hash and application.health == argocd.HEALTHY:
+    # Where a rebuild has stopped the writers, the version is right and nothing runs: healthy, but not synced.
+    as_desired = (application.deployed, application.health, application.sync)
+    if as_desired == (desired.hash, argocd.HEALTHY, argocd.SYNCED):
         return f"{desired.hash[:12]} ran already"
     if release.release(service, application, desired):
         raise MinipcError(f"the release failed: {'; '.join(said[-4:])}", "`minipc release status` shows why")

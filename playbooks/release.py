@@ -28,7 +28,7 @@ from minipc.errors import (
 )
 from minipc.gitops import application as argocd
 from minipc.gitops import drift as drifting
-from minipc.gitops.application import HEALTHY, SUCCEEDED, Application, Step
+from minipc.gitops.application import HEALTHY, SUCCEEDED, SYNCED, Application, Step
 from minipc.gitops.cluster import NAMESPACE, Cluster, Object, items, kubectl
 from minipc.gitops.drift import Drift
 from minipc.gitops.render import difference, render
@@ -210,7 +210,7 @@ def release(service: Service, before: Application, desired: Commit, timeout_s: f
 def _contradiction(cluster: Cluster, desired: Commit) -> str:
     """What speaks against a sync that says it succeeded; empty when nothing does, or someone pushed meanwhile."""
     now = argocd.refresh(cluster)
-    if now.seen != desired.hash or (now.sync == "Synced" and now.health == HEALTHY):
+    if now.seen != desired.hash or (now.sync == SYNCED and now.health == HEALTHY):
         return ""
     return f"the cluster is {now.sync} and {now.health}"
 
@@ -230,7 +230,7 @@ def reasons(after: Application) -> list[str]:
 
 
 def _line(step: Step) -> str:
-    sign = SIGNS["fail"] if step.failed else SIGNS["pass"] if step.state in ("Synced", SUCCEEDED) else "…"
+    sign = SIGNS["fail"] if step.failed else SIGNS["pass"] if step.state in (SYNCED, SUCCEEDED) else "…"
     return f"{sign} {step.phase:9} {step.name:24} {step.state:10} {step.message}".rstrip()
 
 

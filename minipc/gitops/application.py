@@ -18,6 +18,7 @@ from minipc.wording import one_line
 REFRESH = "argocd.argoproj.io/refresh"
 RUNNING = ("Running", "Terminating")
 HEALTHY = "Healthy"
+SYNCED = "Synced"
 SUCCEEDED = "Succeeded"
 # For so long the cluster may be silent while a sync goes on.
 SILENCE_S = 60.0
