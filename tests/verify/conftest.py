@@ -302,6 +302,15 @@ def redis(script: Shell, settings: Settings) -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="session")
+def k3s_is_here(settings: Settings, sh: Shell) -> None:
+    """NOT EXERCISED where no cluster is wanted, or none could be had."""
+    if settings.workload.runtime != "k3s":
+        not_exercised(f"the service runs as a {settings.workload.runtime}")
+    if not sh("ls /usr/local/bin/k3s 2>/dev/null || true"):
+        not_exercised("the artifact k3s could not be had")
+
+
+@pytest.fixture(scope="session")
 def service(sh: Shell, settings: Settings) -> Service:
     """The service where it runs; where K3s could not be had, it isn't deployed."""
     if settings.workload.runtime == "stand-in":
