@@ -274,6 +274,7 @@ def _mend() -> None:
         debs.remove_layer(directory.name)
         shutil.rmtree(directory)
     dismiss_reapers(set())
+    tunnel.mend()
     network.release()
     image.remove_partial()
 

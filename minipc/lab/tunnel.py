@@ -7,6 +7,8 @@ was made (https://www.wireguard.com/netns/). Each machine has a tunnel network o
 
 from __future__ import annotations
 
+import re
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,12 +111,13 @@ def down(machine: Machine, which: str = "vpn") -> None:
 
 
 def remove_all(machine: Machine) -> None:
-    """Every tunnel to the machine."""
-    listing = call("ip", "-n", OPERATOR.name, "-o", "link") if Path("/run/netns", OPERATOR.name).exists() else ""
-    names = [line.split(": ")[1].split("@")[0] for line in listing.splitlines()]
-    for name in names:
-        if name.startswith(f"lab{machine.index}-"):
-            call("ip", "-n", OPERATOR.name, "link", "delete", name)
+    """Every tunnel to the machine, also one that a crash left half-made."""
+    _remove(rf"lab{machine.index}-.*")
+
+
+def mend() -> None:
+    """Removes what tunnels are left when no machine is."""
+    _remove(r"lab\d+-.*")
 
 
 def handshake_at(name: str) -> int:
@@ -133,6 +136,7 @@ def wait_for_handshake(name: str, within_s: float) -> bool:
 
 def _make(machine: Machine, name: str) -> None:
     """The kernel's WireGuard, or the one for kernels without."""
+    _remove(re.escape(name))
     if not succeeds("ip", "-n", PUBLIC.name, "link", "add", name, "type", "wireguard"):
         spawn_detached(
             ["ip", "netns", "exec", PUBLIC.name, "wireguard-go", "--foreground", name],
@@ -140,14 +144,44 @@ def _make(machine: Machine, name: str) -> None:
             pid_file=machine.directory / f"{name}.pid",
         )
         give_up_at = time.monotonic() + 10
-        while not (SOCKETS / f"{name}.sock").exists():
+        while not _socket(name).exists():
             if time.monotonic() > give_up_at:
                 raise MinipcError(f"wireguard-go made no {name} within 10 s", f"see {machine.directory / 'vpn.log'}")
             time.sleep(0.02)
     call("ip", "-n", PUBLIC.name, "link", "set", name, "netns", OPERATOR.name)
 
 
+def _remove(pattern: str) -> None:
+    """Tunnels by their whole name. One that ended by a crash leaves its socket, as if it were there."""
+    for namespace in (OPERATOR.name, PUBLIC.name):
+        listing = call("ip", "-n", namespace, "-o", "link") if Path("/run/netns", namespace).exists() else ""
+        names = [re.split("[@:]", line.split(": ")[1])[0] for line in listing.splitlines()]
+        for name in filter(re.compile(pattern).fullmatch, names):
+            call("ip", "-n", namespace, "link", "delete", name)
+    for path in SOCKETS.glob("*.sock"):
+        if re.fullmatch(pattern, path.stem):
+            _remove_stale(path)
+
+
+def _socket(name: str) -> Path:
+    return SOCKETS / f"{name}.sock"
+
+
+def _remove_stale(path: Path) -> None:
+    """A socket that nobody listens on any more; one whose tunnel is about to end goes with it."""
+    give_up_at = time.monotonic() + 5
+    while path.exists() and time.monotonic() < give_up_at:
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+            time.sleep(0.02)
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            return
+
+
 def _wg(name: str, *arguments: str, stdin: str = "") -> str:
     """wg(8), where it finds the interface: the kernel's in its namespace, wireguard-go's by its socket anywhere."""
-    where: Sequence[str] = () if (SOCKETS / f"{name}.sock").exists() else ("ip", "netns", "exec", OPERATOR.name)
+    where: Sequence[str] = () if _socket(name).exists() else ("ip", "netns", "exec", OPERATOR.name)
     return call(*where, "wg", *arguments, stdin=stdin)

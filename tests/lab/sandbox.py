@@ -22,7 +22,7 @@ from minipc.lab.lifecycle import LOCK
 from minipc.lab.network import RUN_DIR
 from minipc.paths import ROOT, cache_dir
 
-PRIVATE_DIRECTORIES = ("/run/netns", str(RUN_DIR))
+PRIVATE_DIRECTORIES = ("/run/netns", "/run/wireguard", str(RUN_DIR))
 
 
 class Sandbox:

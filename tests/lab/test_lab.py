@@ -19,9 +19,14 @@ import pytest
 
 from minipc import lab
 from minipc.errors import MinipcError, RefusedError
-from minipc.lab import Machine, cgroups
+from minipc.lab import Machine, cgroups, tunnel
 from minipc.lab.network import CONTROLLER_HOST, OPERATOR, PUBLIC, SIDES
+from minipc.lab.shell import call
+from minipc.secrets import Secret
+from minipc.secrets.generate import wireguard_private_key
+from minipc.vpn.keys import public_key
 from tests.lab.sandbox import Sandbox
+from tests.verify.conftest import eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 
@@ -89,6 +94,25 @@ def test_it_has_its_own_nftables_and_network_settings(mini: Machine) -> None:
 
 def test_a_tunnel_device_can_be_made(mini: Machine) -> None:
     sh(mini, "ip tuntap add dev tun7 mode tun && ip link delete tun7")
+
+
+def test_a_tunnel_comes_up_again_after_its_process_was_killed(mini: Machine) -> None:
+    server = public_key(Secret("vpn.test", wireguard_private_key()))
+    name = tunnel.up(mini, which="crash", server_key=server)
+    process = mini.directory / f"{name}.pid"
+    if process.exists():  # no kernel's WireGuard
+        os.kill(int(process.read_text()), signal.SIGKILL)
+        assert eventually(lambda: name not in links(), within_s=10)
+    assert tunnel.up(mini, which="crash", server_key=server) == name
+    assert name in links()
+    tunnel.remove_all(mini)
+    assert name not in links()
+    assert not (tunnel.SOCKETS / f"{name}.sock").exists()
+
+
+def links() -> str:
+    namespaces = (side.name for side in SIDES)
+    return "".join(call("ip", "-n", namespace, "-o", "link") for namespace in namespaces)
 
 
 def test_memory_is_limited(mini: Machine) -> None:
