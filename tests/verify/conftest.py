@@ -9,6 +9,7 @@ What a session needs is fetched once, in session fixtures. A check that stops or
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -36,6 +37,7 @@ CURL = ("curl", "--silent", "--show-error", "--include", "--noproxy", "*", "--he
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "disturbs: stops or changes something for a moment; runs in the lab only")
+    config.addinivalue_line("markers", "late: looks for what takes a while; runs before the next that disturbs")
     config.addinivalue_line("markers", "outside: seen by a client on a side or in the VPN, not over SSH")
 
 
@@ -45,7 +47,8 @@ CLIENTS = {"public", "operator", "tunnel", "stranger"}
 IN_K3S = ("test_images", "test_k3s", "test_k3s_agent", "test_argocd")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """Marks what goes through `disturb`, and what is a client's view: `-m "not disturbs and not outside"`."""
     modules = [item.path.stem for item in items]
     if set(IN_K3S) & set(modules) and not _runs_in_k3s():
@@ -59,6 +62,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("disturbs")
         if CLIENTS & set(fixtures):
             item.add_marker("outside")
+    yield  # pytest selects by marker
+    _put_off_the_late(items)
+
+
+def _put_off_the_late(items: list[pytest.Item]) -> None:
+    """What a check waits for goes on during those that follow, unless one of them stops something."""
+    for late in [item for item in items if item.get_closest_marker("late")]:
+        following = items[items.index(late) + 1 :]
+        calm = list(itertools.takewhile(lambda item: not item.get_closest_marker("disturbs"), following))
+        items.remove(late)
+        items.insert(len(items) - len(following) + len(calm), late)
 
 
 def _runs_in_k3s() -> bool:

@@ -6,6 +6,7 @@ import json
 import re
 import secrets as random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -18,6 +19,16 @@ SCREENS = ("/api/parking", "/api/outing")
 # How long those who ask wait for an answer, seconds; the edge asks for readiness.
 PATIENCE_S = {"livez": 1, "readyz": 2, "health": 1}
 JSON_BODY = ("--header", "Content-Type: application/json", "--data")
+
+
+@dataclass(frozen=True)
+class Written:
+    """Who wrote, with which request id, what it left, and the answers' status codes."""
+
+    user: str
+    request_id: str
+    endpoint: str
+    codes: list[int]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,6 +65,32 @@ def ready(api, health):
         return health().code == 200 and all(api(screen).code == 200 for screen in SCREENS)
 
     assert eventually(well, within_s=90, every_s=0.5), f"not well: {health()}"
+
+
+@pytest.fixture(scope="session")
+def written(ready, api, sql):
+    """A write of each class with one request id, made early: the worker has acted on it when a check asks."""
+    user = f"verify-{random.token_hex(6)}"
+    identifier = f"verify-{random.token_hex(8)}"
+    wish = {"parking_alerts": False, "outing_alerts": True, "min_free_spaces": 4321}
+    subscription = {"user": user, "endpoint": f"https://push.invalid/{user}", "p256dh": "k", "auth": "a"}
+    event = {"user": user, "kind": "verify.workload", "payload": {"mark": identifier}}
+    request = ("--header", f"X-Request-ID: {identifier}")
+    try:
+        answers = [
+            api(f"/api/settings/{user}", *request, "--request", "PUT", *JSON_BODY, json.dumps(wish)),
+            api("/api/push-subscriptions", *request, *JSON_BODY, json.dumps(subscription)),
+            api("/api/events", *request, *JSON_BODY, json.dumps(event)),
+        ]
+        yield Written(user, identifier, subscription["endpoint"], [answer.code for answer in answers])
+    finally:
+        sql(
+            f"""DELETE FROM notification_settings WHERE user_id = '{user}';
+                DELETE FROM push_subscriptions WHERE user_id = '{user}';
+                DELETE FROM app_events WHERE user_id = '{user}';
+                DELETE FROM audit_log WHERE user_id = '{user}'""",
+            "workload",
+        )
 
 
 @pytest.fixture(scope="session")
@@ -199,6 +236,24 @@ def test_no_password_is_in_the_environment_of_a_pod(pods, secrets):
             assert secrets[secret].reveal() not in json.dumps(pod)
 
 
+def test_writes_of_each_class_reach_the_database(written, sql):
+    """And carry their request's id."""
+    assert written.codes == [200, 201, 201]
+    query = f"""SELECT json_build_object(
+        'must recover', (SELECT min_free_spaces FROM notification_settings WHERE user_id = '{written.user}'),
+        'also', (SELECT endpoint FROM push_subscriptions WHERE user_id = '{written.user}'),
+        'evidence', (SELECT request_id FROM app_events WHERE payload->>'mark' = '{written.request_id}'),
+        'audit', (SELECT count(*) FROM audit_log WHERE request_id = '{written.request_id}'),
+        'outbox', (SELECT count(*) FROM outbox WHERE request_id = '{written.request_id}'))"""
+    assert json.loads(sql(query, "workload")) == {
+        "must recover": 4321,
+        "also": written.endpoint,
+        "evidence": written.request_id,
+        "audit": 2,
+        "outbox": 1,
+    }
+
+
 def test_the_three_endpoints_answer_within_their_time(ready, probes, health):
     assert probes() == {"livez": 200, "readyz": 200, "health": 200}
     verdict = health().json()
@@ -238,45 +293,13 @@ def test_the_cache_is_hit(ready, api, metric):
     assert eventually(is_hit, within_s=15, every_s=0.2)
 
 
-def test_writes_of_each_class_reach_the_database(ready, api, sql, log_lines):
-    """And carry their request's id: to the rows, to the log, and on to the worker that acts on them."""
-    user = f"verify-{random.token_hex(6)}"
-    identifier = f"verify-{random.token_hex(8)}"
-    wish = {"parking_alerts": False, "outing_alerts": True, "min_free_spaces": 4321}
-    subscription = {"user": user, "endpoint": f"https://push.invalid/{user}", "p256dh": "k", "auth": "a"}
-    event = {"user": user, "kind": "verify.workload", "payload": {"mark": identifier}}
-    request = ("--header", f"X-Request-ID: {identifier}")
-    try:
-        written = [
-            api(f"/api/settings/{user}", *request, "--request", "PUT", *JSON_BODY, json.dumps(wish)),
-            api("/api/push-subscriptions", *request, *JSON_BODY, json.dumps(subscription)),
-            api("/api/events", *request, *JSON_BODY, json.dumps(event)),
-        ]
-        assert [answer.code for answer in written] == [200, 201, 201]
-        query = f"""SELECT json_build_object(
-            'must recover', (SELECT min_free_spaces FROM notification_settings WHERE user_id = '{user}'),
-            'also', (SELECT endpoint FROM push_subscriptions WHERE user_id = '{user}'),
-            'evidence', (SELECT request_id FROM app_events WHERE payload->>'mark' = '{identifier}'),
-            'audit', (SELECT count(*) FROM audit_log WHERE request_id = '{identifier}'),
-            'outbox', (SELECT count(*) FROM outbox WHERE request_id = '{identifier}'))"""
-        assert json.loads(sql(query, "workload")) == {
-            "must recover": 4321,
-            "also": subscription["endpoint"],
-            "evidence": identifier,
-            "audit": 2,
-            "outbox": 1,
-        }
-        assert {line["service"] for line in log_lines(identifier)} >= {"api"}
-        delivered = eventually(lambda: [x for x in log_lines(identifier) if x["service"] == "push"], within_s=15)
-        assert delivered, "the push worker did not say anything with the id of the request"
-    finally:
-        sql(
-            f"""DELETE FROM notification_settings WHERE user_id = '{user}';
-                DELETE FROM push_subscriptions WHERE user_id = '{user}';
-                DELETE FROM app_events WHERE user_id = '{user}';
-                DELETE FROM audit_log WHERE user_id = '{user}'""",
-            "workload",
-        )
+@pytest.mark.late
+def test_a_write_can_be_followed_by_its_request_id_to_the_worker_that_acts_on_it(written, log_lines):
+    def logged_by(part):
+        return [line for line in log_lines(written.request_id) if line["service"] == part]
+
+    assert logged_by("api")
+    assert eventually(lambda: logged_by("push"), within_s=15), "the push worker did not say anything with its id"
 
 
 def test_every_line_of_the_log_is_json_with_what_a_search_needs(ready, log_lines):
