@@ -10,10 +10,10 @@ from pyinfra.api import deploy
 from pyinfra.operations import systemd
 
 from minipc.deploying import config, not_exercised, secrets
-from minipc.dns.cloudflare import TOKEN
-from minipc.dns.follow import CODE, CONFIG_FILE, SHIPPED
+from minipc.dns.shipped import CODE, CONFIG_FILE, SHIPPED
 from minipc.operations import Absent, Content, File, install, place, unit
 from minipc.paths import ROOT
+from minipc.secrets.catalogue import DNS_TOKEN
 
 SERVICE = "/etc/systemd/system/minipc-dns.service"
 TIMER = "/etc/systemd/system/minipc-dns.timer"
@@ -33,7 +33,7 @@ def dns() -> None:
             entries=[Absent(path) for path in (TIMER, SERVICE, TOKEN_FILE, CONFIG_FILE)],
         )
         return
-    token = secrets({"token": TOKEN})["token"]
+    token = secrets({"token": DNS_TOKEN})["token"]
 
     # install
     install(name="install packages", packages=["python3-httpx"])

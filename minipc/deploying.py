@@ -69,7 +69,8 @@ def secrets(names: Mapping[str, str], optional: Iterable[str] = ()) -> dict[str,
     wanted = {key: name for key, name in names.items() if key not in set(optional)}
     maybe = {key: name for key, name in names.items() if key in set(optional)}
     try:
-        found = load(config().environment, wanted.values(), optional=maybe.values())
+        settings = config()
+        found = load(settings.environment, wanted.values(), optional=maybe.values(), settings=settings.secrets)
     except MinipcError as error:
         stop(error)
     there = {key: secret for key, name in maybe.items() if (secret := found.optional(name))}

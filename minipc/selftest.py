@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -19,6 +19,7 @@ from minipc.run import Run, controller
 from minipc.variables import EVENTS_VARIABLE
 
 _BIN = Path(sys.executable).parent
+_SHORT = ("-m", "not long")
 _STATIC = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
 
 
@@ -31,7 +32,13 @@ def run_tests(long: bool, pytest_args: Sequence[str]) -> int:
     """
     trouble = _prepare()
     results = [] if pytest_args else [_run(command) for command in _STATIC]
-    results.append(_recorded(pytest_args) if long else _pytest(["-m", "not long"], pytest_args, {}))
+    if long:
+        results.append(_recorded(pytest_args or ["tests/unit", "tests/lab"]))
+    elif pytest_args:
+        results.append(_pytest([*_SHORT, *pytest_args]))
+    else:
+        # Machines are shared, so the lab's tests run one by one.
+        results += [_pytest([*_SHORT, "-n", "auto", "tests/unit"]), _pytest([*_SHORT, "tests/lab"])]
     if trouble:
         click.echo(f"NOT EXERCISED: everything in tests/lab: {trouble}")
     return EXIT_FAIL if any(results) else EXIT_PASS
@@ -55,7 +62,7 @@ def _recorded(pytest_args: Sequence[str]) -> int:
     """All tests, with a dated record of what ran."""
     run = Run("test-long")
     with run.phase("tests"):
-        code = _pytest(["-p", "minipc.verification_plugin"], pytest_args, {EVENTS_VARIABLE: str(run.events)})
+        code = _pytest(["-p", "minipc.verification_plugin", *pytest_args], {EVENTS_VARIABLE: str(run.events)})
     record = run.conclude(
         target=_this_machine(), group="lab", runtime=None, converge_phase="", overrides=[], components=None
     )
@@ -77,8 +84,8 @@ def _this_machine() -> Target:
     )
 
 
-def _pytest(options: Sequence[str], pytest_args: Sequence[str], env: dict[str, str]) -> int:
-    command = [str(_BIN / "pytest"), "-rs", "--durations=8", *options, *(pytest_args or ["tests/unit", "tests/lab"])]
+def _pytest(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> int:
+    command = [str(_BIN / "pytest"), "-rs", "--durations=8", *arguments]
     click.echo(f"$ {' '.join(command[1:])}")
-    variables = os.environ | {"PYTHONUNBUFFERED": "1"} | env
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
     return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=variables).returncode

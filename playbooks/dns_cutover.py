@@ -18,9 +18,9 @@ from minipc import ssh
 from minipc.config import Settings
 from minipc.dns.changes import Change, changes, confirm, find
 from minipc.dns.exchange import Say
-from minipc.dns.follow import ADDRESS_COMMAND
 from minipc.dns.provider import Addresses, configured_addresses
 from minipc.dns.records import Kind, Provider, Record
+from minipc.dns.shipped import ADDRESS_COMMAND
 from minipc.errors import CouldNotVerifyError
 from minipc.inventory import Target
 from minipc.wording import first_line

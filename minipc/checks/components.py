@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from minipc import templates
 from minipc.components import COMPONENTS
 from minipc.config import Settings, load
 from minipc.paths import ROOT
@@ -25,12 +24,4 @@ def rendered_rules(**overrides: Any) -> dict[str, str]:
 
 
 def _render(component: str, settings: Mapping[str, Any]) -> str:
-    # As minipc.operations.files renders it; that module needs pyinfra.
-    environment = Environment(  # noqa: S701 - configuration files, not HTML
-        loader=FileSystemLoader(str(ROOT / "templates" / component)),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("rules.yml.j2").render(**settings)
+    return templates.environment(ROOT / "templates" / component).get_template("rules.yml.j2").render(**settings)

@@ -159,8 +159,8 @@ def parse(component: str, text: str) -> RuleFile:
 
 def dump(rules: Rules, pace: float = 1) -> bytes:
     """The file as Prometheus reads it."""
-    text = yaml.safe_dump(rules, sort_keys=False, width=1_000_000, allow_unicode=True)
-    return f"# Written by minipc (playbooks/checks.yaml, templates/*/rules.yml.j2).\n{paced(text, pace)}".encode()
+    text = paced(yaml_text.dump(rules), pace)
+    return f"# Written by minipc (playbooks/checks.yaml, templates/*/rules.yml.j2).\n{text}".encode()
 
 
 def inhibitions(checks: Checks) -> list[dict[str, list[str]]]:

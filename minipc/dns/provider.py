@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from minipc import secrets
 from minipc.config import Settings
-from minipc.dns.cloudflare import TOKEN, Cloudflare
+from minipc.dns.cloudflare import Cloudflare
 from minipc.dns.exchange import Say, silent
 from minipc.dns.records import Kind, Record
 from minipc.errors import ConfigError, RefusedError
+from minipc.secrets.catalogue import DNS_TOKEN
 
 Addresses = Mapping[Kind, str]
 
@@ -26,7 +27,7 @@ def open_provider(settings: Settings, say: Say = silent) -> Cloudflare:
             "no DNS provider is configured (dns_provider)",
             "set dns_provider, dns_zone and dns_records in group_data/, or change the records by hand",
         )
-    token = secrets.load(settings.environment, [TOKEN])[TOKEN]
+    token = secrets.load(settings.environment, [DNS_TOKEN])[DNS_TOKEN]
     return Cloudflare(settings.dns.zone, token.reveal(), settings.dns.api_url, say=say)
 
 

@@ -16,11 +16,12 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2 import TemplateError, TemplateSyntaxError
 from pyinfra import context, logger
 from pyinfra.api import FileUploadCommand, FunctionCommand, OperationError, StringCommand, operation
 from pyinfra.api.operation import OperationMeta
 
+from minipc import templates
 from minipc.errors import ConfigError
 from minipc.facts.files import FileContents, FileState, FileStates
 from minipc.facts.memory import announce, announced
@@ -140,7 +141,7 @@ def render(component: str, entry: Entry, values: Mapping[str, Any]) -> Entry:
     try:
         if not entry.template.endswith(".j2"):
             return replace(entry, content=(folder / entry.template).read_bytes())
-        text = _environment(str(folder)).get_template(entry.template).render({**values, **(entry.values or {})})
+        text = templates.environment(folder).get_template(entry.template).render({**values, **(entry.values or {})})
     except TemplateError as error:
         where = f"templates/{component}/{entry.template}"
         line = f" line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
@@ -295,13 +296,3 @@ def _show_diff(changed: Sequence[Entry], states: Mapping[str, FileState]) -> Non
         after = _content(entry).decode(errors="replace").splitlines()
         for line in difflib.unified_diff(before, after, "on the machine", "wanted", n=2, lineterm=""):
             logger.info("  %s", line)
-
-
-def _environment(folder: str) -> Environment:
-    return Environment(  # noqa: S701 - configuration files, not HTML
-        loader=FileSystemLoader(folder),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -9,7 +9,7 @@ import pytest
 
 from minipc import lab
 from minipc.converge import PendingChange, pending_changes
-from minipc.dns.follow import ADDRESS_COMMAND
+from minipc.dns.shipped import ADDRESS_COMMAND
 from minipc.lab.inventory import entry, pin_lab_machine
 from minipc.paths import ROOT
 from minipc.secrets import open_store

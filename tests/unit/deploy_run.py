@@ -116,7 +116,7 @@ def _prepared(monkeypatch: pytest.MonkeyPatch, machines: Mapping[str, Settings])
     needed = [entry for settings in machines.values() for entry in whole(settings)]
     values = {entry.name: new_value(entry.generate or "alphanumeric") for entry in needed}
 
-    def secrets(environment: str, names: Iterable[str], optional: Iterable[str] = ()) -> Secrets:
+    def secrets(environment: str, names: Iterable[str], optional: Iterable[str] = (), **_: Any) -> Secrets:
         return Secrets({name: Secret(name, values[name]) for name in names}, frozenset(optional))
 
     def upstream(name: str, arch: str) -> Artifact:

@@ -8,6 +8,7 @@ import inspect
 import re
 import runpy
 import subprocess
+import sys
 from fnmatch import fnmatch
 from types import SimpleNamespace
 
@@ -141,6 +142,17 @@ def test_a_machine_gets_its_components_in_order_and_no_operation_twice(monkeypat
     places = [list(BY_NAME).index(component) for component, _ in operations]
     assert places == sorted(places)
     assert len(set(operations)) == len(operations)
+
+
+def test_a_converge_loads_only_the_clients_it_needs():
+    """None for HTTP or Vault: they cost a tenth of a second."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "deploys").glob("*.py")]
+    modules = {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    ours = sorted(module for module in modules if module and module.startswith("minipc"))
+    code = f"import importlib, sys\nfor name in {ours}: importlib.import_module(name)\n"
+    code += "print(*sorted({'httpx', 'hvac', 'requests'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
 # Installed, but nobody asks which version it was.

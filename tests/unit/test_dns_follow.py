@@ -14,6 +14,7 @@ from minipc.dns import changes, follow
 from minipc.dns.address import parse_address, public_address
 from minipc.dns.cloudflare import Cloudflare
 from minipc.dns.records import DnsError
+from minipc.dns.shipped import SHIPPED
 from minipc.lab.cloudflare import FakeCloudflare
 from minipc.paths import ROOT
 
@@ -195,8 +196,8 @@ def test_an_address_service_that_refuses(server: FakeCloudflare) -> None:
 
 def test_what_runs_there_needs_nothing_that_is_not_there() -> None:
     """Standard library, httpx, and modules that are placed with it."""
-    modules = {path: ast.parse((ROOT / path).read_text()) for path in follow.SHIPPED}
-    shipped = {path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in follow.SHIPPED}
+    modules = {path: ast.parse((ROOT / path).read_text()) for path in SHIPPED}
+    shipped = {path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in SHIPPED}
     for path, tree in modules.items():
         for node in ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from minipc.dns.follow import ADDRESS_COMMAND, CONFIG_FILE
+from minipc.dns.shipped import ADDRESS_COMMAND, CONFIG_FILE
 from tests.verify.conftest import not_exercised
 
 
