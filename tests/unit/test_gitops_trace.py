@@ -152,7 +152,8 @@ def drift(monkeypatch) -> ModuleType:
     return module
 
 
-def live(name: str, *, tracked: bool = True, writers: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:
+def live(name: str, *, tracked: bool = True, writers: tuple[tuple[str, ...], ...] = ()) -> dict[str, Any]:
+    """Writers: who, when, and of which subresource."""
     annotations = {"argocd.argoproj.io/tracking-id": "workload:x"} if tracked else {}
     applied = {"kind": "Deployment", "metadata": {"name": name, "annotations": annotations}}
     return {
@@ -162,7 +163,7 @@ def live(name: str, *, tracked: bool = True, writers: tuple[tuple[str, str], ...
             "namespace": "workload",
             "annotations": {"kubectl.kubernetes.io/last-applied-configuration": json.dumps(applied)},
             "managedFields": [
-                *({"manager": who, "time": when} for who, when in writers),
+                *(dict(zip(("manager", "time", "subresource"), each, strict=False)) for each in writers),
                 {"manager": "some-controller", "time": "2026-11-21T23:00:00Z", "subresource": "status"},
             ],
         },
@@ -209,6 +210,18 @@ def test_an_edited_object_is_named_with_who_and_when(monkeypatch, drift):
     found = drift.compare("workload")
     assert found["changed"] == [{"name": "Deployment api", "by": "kubectl-edit", "at": "2026-11-21T12:40:00Z"}]
     assert found["diff"] == DIFF
+
+
+def test_who_scaled_by_hand_is_named_though_k3s_signed(monkeypatch, drift):
+    writers = (
+        ("k3s", "2026-11-21T12:50:00Z"),
+        ("k3s", "2026-11-21T12:51:00Z", "status"),
+        ("k3s", "2026-11-21T12:40:00Z", "scale"),
+    )
+    answers(monkeypatch, drift, [resource("api")], {"api": live("api", writers=writers)}, DIFF)
+    assert drift.compare("workload")["changed"] == [
+        {"name": "Deployment api", "by": "kubectl scale", "at": "2026-11-21T12:40:00Z"}
+    ]
 
 
 def test_an_object_someone_applied_over_argocd_is_drift(monkeypatch, drift):
