@@ -39,8 +39,8 @@ def test_its_processes_start_as_its_user_on_a_read_only_root(built, tmp_path):
         config = json.load(tar.extractfile(listing["Config"]))["config"]
     (tmp_path / "dev").mkdir()
     # What a container runtime gives: /dev/null is needed to find libpq.
-    mount = f"mount -t tmpfs tmpfs {tmp_path}/dev; touch {tmp_path}/dev/null; mount -B /dev/null {tmp_path}/dev/null; "
-    mount += f"mount -B {tmp_path} {tmp_path}; mount -o remount,bind,ro {tmp_path}; "
+    mount = f"mount -B {tmp_path} {tmp_path}; mount -o remount,bind,ro {tmp_path}; "
+    mount += f"mount -t tmpfs tmpfs {tmp_path}/dev; touch {tmp_path}/dev/null; mount -B /dev/null {tmp_path}/dev/null; "
     mount += f"exec chroot --userspec={config['User']} {tmp_path} "
     run = ["unshare", "--mount", "sh", "-ec", mount + '/usr/bin/env -i "$@"', "sh", *config["Env"], "python3"]
     done = subprocess.run([*run, "-c", PROCESSES], capture_output=True, text=True, timeout=60)
