@@ -22,6 +22,7 @@ from minipc.config.types import (
     Megabytes,
     Percent,
     Port,
+    Registry,
     Seconds,
     SqlName,
     SshPublicKey,
@@ -203,10 +204,14 @@ class RedisSettings(Strict):
 
 
 class K3sRegistry(Strict):
-    """A container registry that asks for a password: the secret `k3s.registry.NAME`."""
+    """A container registry that asks for a password: the secret `k3s.registry.NAME`.
+
+    Attributes:
+        host: as in an image's name, with its port if that has one.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_][a-z0-9_-]{0,30}$")]
-    host: Domain
+    host: Registry
     username: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]+$")]
 
 

@@ -27,6 +27,15 @@ def _domain(value: str) -> str:
     raise ValueError(f"not a domain name; allowed: lower-case labels joined by dots, such as 'www.example.org'{hint}")
 
 
+def _registry(value: str) -> str:
+    name, colon, port = value.partition(":")
+    if colon and port.isdigit():
+        if not 0 < int(port) < 65536:
+            raise ValueError(f"no TCP port: {port}; allowed: 1 to 65535")
+        return f"{name if name == 'localhost' else _domain(name)}:{port}"
+    return _domain(value)
+
+
 def _cidr(value: str) -> str:
     try:
         return str(ipaddress.ip_network(value, strict=True))
@@ -101,6 +110,7 @@ def _url(value: str) -> str:
 
 
 Domain = Annotated[str, AfterValidator(_domain)]
+Registry = Annotated[str, AfterValidator(_registry)]
 Cidr = Annotated[str, AfterValidator(_cidr)]
 Address = Annotated[str, AfterValidator(_address)]
 # What systemd.time(7) understands and we use: an optional day, an optional date, a time.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,15 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bcrypt
 import pytest
 
 from minipc import artifacts, lab
 from minipc.lab.inventory import entry, pin_lab_machine
 from minipc.lab.network import CLIENT_HOST, OPERATOR, PUBLIC
+from minipc.secrets import open_store
 from minipc.secrets.generate import generate
 from playbooks import gitops
 from playbooks.adopt import adopt
 from tests.lab.conftest import converge, on, run
+from tests.verify.conftest import eventually
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400, func_only=True)]
 NAME = f"test-k3s-{os.getpid()}"
@@ -163,6 +167,59 @@ def test_a_token_that_is_not_ours_joins_nothing(cluster):
         "https://127.0.0.1:6443/v1-k3s/readyz",
     )
     assert said in ("401", "403")
+
+
+# --- a registry that asks for a password ----------------------------------------------------------------------------
+
+REGISTRY, READER = "localhost:5000", "reader"
+PRIVATE = f"{REGISTRY}/private/visitor:1"
+
+
+@pytest.fixture
+def registry(cluster: lab.Machine) -> str:
+    """Debian's registry on the node's loopback, with one image. Returns the password it asks for."""
+    password = secrets.token_hex(12)
+    hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(6)).decode()
+    lab.run(cluster, ["sh", "-c", "umask 077; cat > /run/htpasswd"], stdin=f"{READER}:{hashed}\n")
+    settings = "REGISTRY_AUTH=htpasswd REGISTRY_AUTH_HTPASSWD_REALM=lab REGISTRY_AUTH_HTPASSWD_PATH=/run/htpasswd "
+    settings += f"REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY=/run/registry REGISTRY_HTTP_ADDR={REGISTRY}"
+    images = "k3s ctr --namespace k8s.io images"
+    on(
+        cluster,
+        "apt-get install -y -q docker-registry </dev/null >/dev/null; systemctl disable -q --now docker-registry; "
+        f"systemd-run -q --unit test-registry --collect env {settings} "
+        "docker-registry serve /etc/docker/registry/config.yml; "
+        f"for i in $(seq 100); do curl -s -o /dev/null http://{REGISTRY}/v2/ && break; sleep 0.1; done; "
+        f"{images} tag {POD['spec']['containers'][0]['image']} {PRIVATE} && "
+        f"{images} push --plain-http --platform linux/$(dpkg --print-architecture) "
+        f"--user {READER}:{password} {PRIVATE} && {images} rm {PRIVATE}",
+        timeout_s=300,
+    )
+    return password
+
+
+def test_an_image_behind_a_password_is_pulled_with_the_secret(cluster, registry, inventory):
+    pod: dict[str, Any] = json.loads(json.dumps(POD))
+    pod["metadata"]["name"] = "member"
+    pod["spec"]["containers"][0] |= {"image": PRIVATE, "imagePullPolicy": "Always"}
+    kubectl(cluster, "create", "-f", "-", stdin=json.dumps(pod))
+    reason = "jsonpath={.status.containerStatuses[0].state.waiting.reason}"
+    look = ("get", "pod", "member", "-o", reason)
+    assert eventually(lambda: "ImagePull" in kubectl(cluster, *look), within_s=60, every_s=1), "it asks for no password"
+
+    open_store("lab").set_many({"k3s.registry.private": registry})
+    known = {"name": "private", "host": REGISTRY, "username": READER}
+    try:
+        with_password = str(inventory(cluster, k3s_registries=[known]))
+        done = run("pyinfra", "-y", with_password, "deploys/k3s.py", timeout_s=600)
+        assert done.code == 0, done.output[-4000:]
+        assert registry not in done.output
+        assert on(cluster, "stat -c %a /etc/rancher/k3s/registries.yaml").strip() == "600"
+        kubectl(cluster, "wait", "--for=condition=Ready", "pod/member", "--timeout=150s")
+    finally:
+        kubectl(cluster, "delete", "pod", "member", "--grace-period=1")
+        done = converge(cluster, "images", "k3s")
+    assert done.code == 0, done.output[-4000:]
 
 
 # --- another version, and the way back ------------------------------------------------------------------------------

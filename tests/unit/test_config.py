@@ -147,6 +147,12 @@ def values():
         ("k3s_node_ip", "10.1.0.5", "10.1.0.5/24", "did you mean '10.1.0.5'?"),
         ("k3s_api_names", ["k3s.example.org"], ["https://k3s.example.org"], "did you mean 'k3s.example.org'?"),
         ("k3s_registries", [GHCR], [GHCR | {"host": "https://ghcr.io"}], "did you mean 'ghcr.io'?"),
+        (
+            "k3s_registries",
+            [GHCR | {"host": "registry.example.org:5000"}],
+            [GHCR | {"host": "ghcr.io:0"}],
+            "no TCP port",
+        ),
         ("k3s_registries", [GHCR], [GHCR | {"name": "ghcr.io"}], "string should match pattern"),
         ("k3s_audit_days", 30, 0, "nearest: 1"),
         ("argocd_repository", None, "https://example.org/deploy.git", "string should match pattern"),
