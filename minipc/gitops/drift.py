@@ -39,7 +39,11 @@ def look(cluster: Cluster, application: str = APPLICATION) -> Drift:
     """
     text = cluster.run(f"python3 - --application {application}", stdin=PROGRAM.read_bytes(), timeout_s=180)
     found = json.loads(text)
-    changed = tuple(
-        each["name"] + (f" (by {each['by']} at {each['at']})" if each["by"] else "") for each in found["changed"]
-    )
+    changed = tuple(each["name"] + _who(each) for each in found["changed"])
     return Drift(changed, tuple(found["missing"]), found["diff"], found["checked"])
+
+
+def _who(change: dict[str, str]) -> str:
+    """Kubernetes keeps no time of a scaling, and no name of one to 0."""
+    when = f" at {change['at']}" if change["at"] else ""
+    return f" (by {change['by']}{when})" if change["by"] else ""

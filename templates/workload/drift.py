@@ -84,7 +84,8 @@ def fetch(resource: Object) -> Object | None:
     """The live object, None when it is gone."""
     group = resource.get("group")
     kind = (f"{resource['kind']}.{resource['version']}.{group}" if group else resource["kind"]).lower()
-    text = kubectl("get", kind, resource["name"], "-n", resource["namespace"], "-o", "json", "--ignore-not-found")
+    options = ["-o", "json", "--show-managed-fields", "--ignore-not-found"]
+    text = kubectl("get", kind, resource["name"], "-n", resource["namespace"], *options)
     return json.loads(text) if text.strip() else None
 
 
@@ -117,20 +118,15 @@ def matches(live: Object, name: str) -> bool:
 
 def described(live: Object) -> Object:
     """An object's name, who else wrote to it last and when."""
-    others = [each for each in live["metadata"].get("managedFields", []) if by_a_person(each)]
+    others = [
+        each
+        for each in live["metadata"].get("managedFields", [])
+        if not any(each.get("manager", "").startswith(known) for known in CONTROLLERS)
+        and each.get("subresource") != "status"
+    ]
     last = max(others, key=lambda each: each.get("time", ""), default={})
     name = f"{live['kind']} {live['metadata']['name']}"
-    return {"name": name, "by": writer(last) if last else "", "at": last.get("time", "")}
-
-
-def by_a_person(write: Object) -> bool:
-    """`k3s kubectl scale` signs as k3s, as the controllers in K3s do; they scale nothing that Git describes."""
-    of_controller = any(write.get("manager", "").startswith(known) for known in CONTROLLERS)
-    return write.get("subresource") == "scale" or not (of_controller or write.get("subresource") == "status")
-
-
-def writer(write: Object) -> str:
-    return "kubectl scale" if write.get("subresource") == "scale" else str(write.get("manager", ""))
+    return {"name": name, "by": last.get("manager", ""), "at": last.get("time", "")}
 
 
 def metrics(found: Object) -> str:

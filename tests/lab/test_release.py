@@ -238,12 +238,12 @@ def test_the_version_before_runs_on_the_newer_schema(story, cluster):
 
 def test_a_change_by_hand_is_named_and_a_sync_puts_it_back(story, cluster, act):
     assert act("release", "status").code == 0
-    on(cluster, "k3s kubectl scale -n workload deployment/push --replicas=0")
+    on(cluster, "k3s kubectl scale -n workload deployment/push --replicas=2")
     seen = act("release", "status", "--diff")
     assert seen.code == 2, seen.output
     assert "Deployment push" in seen.output
     assert "(by kubectl" in seen.output
-    assert "-  replicas: 0" in seen.output
+    assert "-  replicas: 2" in seen.output
     assert act("release", "sync", "--yes").code == 0
     assert on(cluster, "k3s kubectl get -n workload deployment/push -o jsonpath={.spec.replicas}") == "1"
     assert act("release", "status").code == 0
