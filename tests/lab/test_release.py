@@ -58,10 +58,11 @@ async def never() -> Response:
 
 @dataclass
 class Users:
-    """What the users saw."""
+    """What the users saw, and where they saw failures, what the door saw behind it."""
 
     total: int = 0
     failed: list[dict[str, Any]] = field(default_factory=list)
+    door: str = ""
 
 
 @contextmanager
@@ -78,6 +79,8 @@ def users(machine: lab.Machine, domain: str) -> Iterator[Users]:
         output, _ = process.communicate(timeout=60)
         found = json.loads(output)
         seen.total, seen.failed = found["total"], found["failed"]
+        if seen.failed:
+            seen.door = on(machine, "journalctl -u caddy -o cat --since -5min | grep health_checker || true")
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +196,7 @@ def test_a_good_release_fails_no_request(story):
     _, done, seen = story.good
     assert done.code == 0, done.output
     assert "PASS" in done.output
-    assert seen.failed == []
+    assert seen.failed == [], seen.door
     assert seen.total > 100
 
 
@@ -210,7 +213,7 @@ def test_a_bad_release_fails_and_fails_no_request(story):
     assert done.code == 1, done.output
     assert "progress deadline" in done.output
     assert "2 pods of the API keep serving" in done.output
-    assert seen.failed == []
+    assert seen.failed == [], seen.door
     assert seen.total > 100
 
 
@@ -222,14 +225,14 @@ def test_the_state_after_a_bad_release_is_said(story):
 def test_a_rollback_passes_and_fails_no_request(story):
     done, seen = story.back
     assert done.code == 0, done.output
-    assert seen.failed == []
+    assert seen.failed == [], seen.door
     assert "back to: Deployment api" in done.output
 
 
 def test_the_version_before_runs_on_the_newer_schema(story, cluster):
     done, seen = story.oldest
     assert done.code == 0, done.output
-    assert seen.failed == []
+    assert seen.failed == [], seen.door
     query = "runuser -u postgres -- psql -XAtq -d workload -c 'SELECT version_num FROM schema_version'"
     assert on(cluster, f"cd /; {query}").strip() == "0002"
     logs = on(cluster, "k3s kubectl logs -n workload job/migrate")
