@@ -126,7 +126,7 @@ async def livez() -> dict[str, str]:
 async def readyz(request: Request) -> Response:
     """The database answers. Workers and cache don't count: users can be served without them."""
     probe = service(request).probe
-    ready = await probe.ask(READINESS_BUDGET_S) is not None or probe.silent_s < READINESS_GRACE_S
+    ready = await probe.ask(READINESS_BUDGET_S) is not None or probe.waiting_s < READINESS_GRACE_S
     return JSONResponse({"status": "ok" if ready else "fail", "db": "ok" if ready else "down"}, 200 if ready else 503)
 
 

@@ -31,16 +31,23 @@ class Probe:
     def __init__(self, query: Callable[[], Awaitable[Ages]]) -> None:
         self._query = query
         self._running: asyncio.Task[Ages | None] | None = None
-        self._answered_at = -math.inf
+        self._asked_at = 0.0
+        self._failed = True
 
     @property
-    def silent_s(self) -> float:
-        """Seconds since the database answered last; infinite when it never did, or failed since."""
-        return time.monotonic() - self._answered_at
+    def waiting_s(self) -> float:
+        """Seconds that the question under way is waiting; infinite when the last one failed, or none was answered yet.
+
+        Not since the last answer: with several processes behind one address each is asked now and then only.
+        """
+        if self._failed:
+            return math.inf
+        return 0.0 if self._running is None or self._running.done() else time.monotonic() - self._asked_at
 
     async def ask(self, budget_s: float) -> Ages | None:
         """The ages, or None when the database failed or did not answer within so many seconds."""
         if self._running is None or self._running.done():
+            self._asked_at = time.monotonic()
             self._running = asyncio.create_task(self._attempt())
         # Left running when it takes too long: a new one for each caller would pile up connections.
         done, _ = await asyncio.wait({self._running}, timeout=budget_s)
@@ -49,10 +56,10 @@ class Probe:
     async def _attempt(self) -> Ages | None:
         try:
             ages = await deadline(self._query(), ABANDON_S)
-            self._answered_at = time.monotonic()
+            self._failed = False
             return ages
         except (DatabaseUnavailableError, TimeoutError) as error:
-            self._answered_at = -math.inf  # it did not just take long
+            self._failed = True  # it did not just take long
             log.warning("database probe failed", extra={"reason": str(error)})
             return None
 
