@@ -89,22 +89,27 @@ def forged(public, operator):
 
 
 @pytest.fixture(scope="session")
-def canary(disturb, forged):
-    """A listener on a random port of all addresses, and another program's nftables table.
+def canary(disturb, forged, settings, listeners):
+    """A listener on a random port of all addresses, and another program's nftables table. Where a port that is open to
+    everyone has nobody behind it yet, it gets a listener too.
 
     The table counts packets from forged addresses: in `arrived` before our rules see them, in `passed` after them.
     """
     port = random.randbelow(20_000) + 40_000
-    remove = f"systemctl stop {CANARY}; nft delete table inet canary"
+    remove = f"systemctl stop '{CANARY}@*'; nft delete table inet canary"
     disturb(f"({remove}) 2>/dev/null; true")
-    disturb(f"systemd-run -q --collect --unit={CANARY} -p RuntimeMaxSec=300 python3 -c {shlex.quote(LISTENER)} {port}")
+    ports = [port, *(set(settings.firewall.public_tcp) - {heard for _, heard, _ in listeners})]
+    for each in ports:
+        unit = f"--unit={CANARY}@{each} -p RuntimeMaxSec=300"
+        disturb(f"systemd-run -q --collect {unit} python3 -c {shlex.quote(LISTENER)} {each}")
     count = "; ".join(f"ip{'6' if ':' in source else ''} saddr {source} tcp dport 22 counter" for *_, source in forged)
     table = f"""table inet canary {{
         chain arrived {{ type filter hook prerouting priority -290; {count}; }}
         chain passed {{ type filter hook input priority 10; {count}; }}
     }}"""
     disturb(f"printf %s {shlex.quote(table)} | nft -f -")
-    assert eventually(lambda: disturb(f"ss -Hltn sport = {port}"), 10)
+    for each in ports:
+        assert eventually(lambda each=each: disturb(f"ss -Hltn sport = {each}"), 30)
     yield port
     disturb(remove)
 
@@ -142,7 +147,7 @@ def pod(disturb, settings):
         printf %s {shlex.quote(table)} | nft -f -""")
     reach = f"timeout 3 bash -c 'exec 3<>/dev/tcp/%s/{POD_PORT}' && echo yes || true"
     for each in (address, address6):
-        assert eventually(lambda each=each: disturb(reach % each), 10), "the canary pod itself does not answer"
+        assert eventually(lambda each=each: disturb(reach % each), 30), "the canary pod itself does not answer"
     yield address
     disturb(remove)
 

@@ -194,12 +194,15 @@ def test_kernel_setting(sh, name):
     assert sh(f"sysctl -n {key}") == value
 
 
-def test_time_is_kept(sh, units):
+def test_time_is_kept(sh, units, environment):
     chrony = units("chrony.service")
     assert chrony["UnitFileState"] == "enabled"
     if in_container(sh):
         not_exercised("a container may not set the controller's clock; chrony is enabled and its unit refuses to start")
     assert chrony["ActiveState"] == "active"
+    reached = [line for line in sh("chronyc -c sources").splitlines() if line.split(",")[5] != "0"]
+    if environment == "lab" and not reached:
+        not_exercised("no time server answers in the lab; chrony runs and asks")
     assert sh("timedatectl show -p NTPSynchronized --value") == "yes"
 
 
