@@ -80,10 +80,11 @@ hostname -F /etc/hostname
 udevadm control --reload
 udevadm trigger --action=add --subsystem-match=net --settle
 """
-# Any network card, until the identity says otherwise.
+# Any network card, until the identity says otherwise; not the virtual ones of a cluster (systemd.network(5)).
 DHCP = """\
 [Match]
 Type=ether
+Kind=!*
 
 [Network]
 DHCP=yes
