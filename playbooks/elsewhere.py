@@ -22,7 +22,7 @@ from minipc.bundle import checkout, creation
 from minipc.bundle.archive import Manifest
 from minipc.errors import MinipcError
 from minipc.inventory import Environment
-from minipc.lab import zone
+from minipc.lab import tunnel, zone
 from minipc.lab.inventory import pin_lab_machine
 from minipc.pins import read_pins
 from minipc.secrets import open_store
@@ -102,7 +102,11 @@ class Elsewhere:
         return done.stdout
 
     def connect(self, machines: list[lab.Machine]) -> None:
-        """The lab's network: these machines can be reached from there. Their disks and keys are not handed over."""
+        """The lab's network: these machines can be reached from there. Their disks and keys are not handed over.
+
+        But for the VPN's client: like a phone it is nobody's computer, and stays the same peer.
+        """
+        tunnel.hand_over(self.state)
         for machine in machines:
             place = self.state / "lab/machines" / machine.name
             place.mkdir(parents=True, exist_ok=True, mode=0o700)

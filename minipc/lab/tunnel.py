@@ -46,6 +46,11 @@ def client_key() -> Secret:
     return Secret("vpn.lab", read_private(path, "the lab's VPN key").decode())
 
 
+def hand_over(state: Path) -> None:
+    """Has the lab of another state directory use the same client."""
+    create_private(state / "lab/vpn.key", client_key().reveal().encode())
+
+
 def settings_of(index: int, endpoint: str) -> dict[str, object]:
     """What a machine's VPN is told in the lab: `vpn_*` keys."""
     ipv4, ipv6 = addresses(index, 2)

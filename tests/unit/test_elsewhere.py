@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from minipc import paths
+from minipc.lab import tunnel
 from minipc.variables import RUN_VARIABLE
 from playbooks import elsewhere
 from tests.unit.bundle_home import git
@@ -65,6 +66,14 @@ def test_without_git_everything_is_a_copy_and_told(tmp_path):
     (source / "file").write_text("x\n")
     assert elsewhere.clone(source, tmp_path / "clone") == ["everything (no git checkout)"]
     assert [path.name for path in (tmp_path / "clone").iterdir()] == ["file"]
+
+
+def test_the_vpns_client_stays_the_same_peer(computer, monkeypatch, tmp_path):
+    monkeypatch.setenv("MINIPC_STATE_DIR", str(tmp_path / "here"))
+    computer.connect([])
+    theirs = computer.state / "lab/vpn.key"
+    assert theirs.read_text() == tunnel.client_key().reveal()
+    assert theirs.stat().st_mode & 0o077 == 0
 
 
 def test_a_process_there_knows_nothing_of_this_computer(computer, monkeypatch):
