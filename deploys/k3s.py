@@ -69,8 +69,10 @@ def configuration(settings: Settings) -> Placed:
     """Of the server, the kubelet and containerd; with what a kernel shared with the controller needs, in the lab."""
     registries = {registry.name: registry_password(registry.name) for registry in settings.k3s.registries}
     passwords = secrets({"token": K3S_TOKEN, "agent_token": K3S_AGENT_TOKEN, "node": K3S_NODE_PASSWORD, **registries})
-    addresses = [host.data.ssh_hostname, settings.vpn.address, settings.vpn.address_ipv6, settings.host.service_address]
-    addresses += [settings.k3s.node_ip] if settings.k3s.node_ip else []
+    addresses = [settings.vpn.address, settings.vpn.address_ipv6, settings.host.service_address]
+    # The same list, in the same order, whichever way this converge comes in: another one restarts the API.
+    ways_in = [settings.k3s.node_ip, host.data.get("lan_address"), host.data.ssh_hostname]
+    addresses += [address for address in ways_in if address]
     lab = [
         File("lab-config.yaml", f"{ETC}/config.yaml.d/90-lab.yaml"),
         File("lab-kubelet.conf", f"{AGENT}/kubelet.conf.d/90-lab.conf"),

@@ -272,7 +272,7 @@ k3s_node_ip = None
 # OPTIONAL. The machine whose cluster this one joins: agent_machine() in the inventory sets it.
 k3s_server = None
 # OPTIONAL. More names and addresses in the API's certificate. It always has the
-# inventory's address of the machine, and its addresses in the VPN.
+# inventory's addresses of the machine, and those in the VPN.
 k3s_api_names = []
 # OPTIONAL. Registries that ask for a password: {"name": "ghcr", "host": "ghcr.io", "username": "you"}; the password or
 # token of NAME is the secret `k3s.registry.NAME`.

@@ -48,6 +48,7 @@ def target(
         data |= {"firewall_operator_access": "networks"}
     entry: dict[str, Any] = {
         "ssh_hostname": address,
+        "lan_address": lan_address,
         "ssh_port": port,
         "ssh_user": user,
         "ssh_known_hosts_file": str(known_hosts_file(alias, address, port, pin)),

@@ -21,7 +21,7 @@ from minipc.errors import ConfigError
 from minipc.paths import ROOT
 
 # Keys of pyinfra and its SSH connector, and what the inventory pins about a machine.
-INVENTORY_KEYS = ("machine_identity", "minipc_alias")
+INVENTORY_KEYS = ("machine_identity", "minipc_alias", "lan_address")
 _FOREIGN_PREFIXES = ("ssh_", "_")
 
 

@@ -31,6 +31,7 @@ from minipc.secrets.catalogue import whole
 from minipc.secrets.generate import new_value
 
 OFFSITE, AGENT = "offsite-mini", "agent-mini"
+LAN = "10.77.0.10"
 ALIASES: dict[Role, str] = {"mini": "mini", "offsite": OFFSITE, "agent": AGENT}
 FACTS: dict[str, Any] = {
     "Arch": "x86_64",
@@ -58,14 +59,17 @@ class Done:
     deploys: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def run_deploys(monkeypatch: pytest.MonkeyPatch, role: Role = "mini", **overrides: Any) -> Done:
+def run_deploys(
+    monkeypatch: pytest.MonkeyPatch, role: Role = "mini", *, ssh_hostname: str = LAN, **overrides: Any
+) -> Done:
     """All deploys of a machine of the lab.
 
     Args:
+        ssh_hostname: where the converge comes in.
         overrides: of group_data.
     """
     alias = ALIASES[role]
-    state = _prepared(monkeypatch, {alias: load("lab", **overrides)})
+    state = _prepared(monkeypatch, {alias: load("lab", **overrides)}, ssh_hostname)
     installed: list[list[str]] = []
     apt_packages = apt.packages
 
@@ -102,10 +106,15 @@ def order_of_both(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return [split_name(name) for operation in state.get_op_order() for name in state.op_meta[operation].names]
 
 
-def _prepared(monkeypatch: pytest.MonkeyPatch, machines: Mapping[str, Settings]) -> State:
+def _prepared(monkeypatch: pytest.MonkeyPatch, machines: Mapping[str, Settings], ssh_hostname: str = LAN) -> State:
     """An inventory with a machine of each role; of those that are named the settings are known."""
-    data = {"ssh_hostname": "10.77.0.10", "offsite_address": "203.0.113.7", "machine_identity": "id-1"}
-    data |= {"k3s_node_ip": "10.77.0.10"}
+    data = {
+        "ssh_hostname": ssh_hostname,
+        "lan_address": LAN,
+        "offsite_address": "203.0.113.7",
+        "machine_identity": "id-1",
+    }
+    data |= {"k3s_node_ip": LAN}
     hosts = [("mini", data), (OFFSITE, data), (AGENT, data | {"k3s_server": "mini", "k3s_node_ip": "10.77.0.11"})]
     state = State()
     state.init(Inventory((hosts, {}), offsite=([OFFSITE], {}), k3s_agents=([AGENT], {})), Config())

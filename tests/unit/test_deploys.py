@@ -15,10 +15,11 @@ from types import SimpleNamespace
 import pyinfra
 import pytest
 
+from minipc import operations
 from minipc.components import BY_NAME, COMPONENTS, deploy_files, missing_needs, select
 from minipc.errors import ConfigError
 from minipc.paths import ROOT
-from tests.unit.deploy_run import OFFSITE, run_deploys
+from tests.unit.deploy_run import LAN, OFFSITE, run_deploys
 
 
 def _calls(name: str) -> list[ast.Call]:
@@ -142,6 +143,22 @@ def test_a_machine_gets_its_components_in_order_and_no_operation_twice(monkeypat
     places = [list(BY_NAME).index(component) for component, _ in operations]
     assert places == sorted(places)
     assert len(set(operations)) == len(operations)
+
+
+def test_k3s_is_configured_the_same_whichever_way_the_converge_comes_in(monkeypatch):
+    """Another list of names in the API's certificate would restart it each time the way changes."""
+    place, seen = operations.place, []
+
+    def noted(**what):
+        seen.extend([what["values"]["names"]] if (what["component"], what["name"]) == ("k3s", "configure") else [])
+        return place(**what)
+
+    monkeypatch.setattr(operations, "place", noted)
+    for way in (LAN, "10.98.0.1"):
+        run_deploys(monkeypatch, ssh_hostname=way, workload_runtime="k3s", vpn_network="10.98.0.0/24")
+    beside, through = seen
+    assert beside == through
+    assert {LAN, "10.98.0.1"} <= set(beside)
 
 
 def test_a_converge_loads_only_the_clients_it_needs():
