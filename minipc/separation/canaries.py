@@ -21,6 +21,7 @@ TABLE = "minipc_proof"
 POD, POD6, POD_PORT = "10.42.254.2", "fd42:fe::2", 8080
 NODE_PORT, HOST_PORT, LOAD_BALANCER_PORT = 30998, 18080, 8081
 LIFETIME_S = 900
+BRIDGE_WITHIN_S = 120
 
 # Answers on TCP and UDP, on every address there is.
 LISTENER = """
@@ -84,6 +85,10 @@ def place(target: Target, public_ipv4: str, public_ipv6: str) -> Canaries:
         target,
         f"""set -e
         ip netns add {NAMESPACE}
+        if systemctl -q is-enabled k3s 2>/dev/null; then
+            # After a boot the cluster makes its bridge as soon as it has a pod: ours in its place would be another.
+            for i in $(seq {BRIDGE_WITHIN_S}); do ip link show {bridge} >/dev/null 2>&1 && break; sleep 1; done
+        fi
         if ! ip link show {bridge} >/dev/null 2>&1; then
             ip link add {bridge} type bridge
             touch /run/{UNIT}-bridge
@@ -136,6 +141,8 @@ def remove(target: Target) -> None:
         f"""(systemctl stop {UNIT} {UNIT}-pod; nft delete table inet {TABLE}; ip link delete {UNIT[:12]}0
         ip netns delete {NAMESPACE}; ip address delete 10.42.254.1/30 dev {bridge}
         ip address delete fd42:fe::1/64 dev {bridge}
-        [ ! -e /run/{UNIT}-bridge ] || ip link delete {bridge}; rm -f /run/{UNIT}-bridge /run/{TABLE}.nft
+        # A pod that came meanwhile keeps it.
+        [ ! -e /run/{UNIT}-bridge ] || [ -n "$(ls /sys/class/net/{bridge}/brif)" ] || ip link delete {bridge}
+        rm -f /run/{UNIT}-bridge /run/{TABLE}.nft
         ) >/dev/null 2>&1; true""",
     )
