@@ -107,6 +107,7 @@ def place(target: Target, public_ipv4: str, public_ipv6: str) -> Canaries:
         {listen}-pod -p NetworkNamespacePath=/run/netns/{NAMESPACE} {program} {POD_PORT}
         printf %s {shlex.quote(table)} | nft -f -
         """,
+        timeout_s=BRIDGE_WITHIN_S + 60,
     )
     reach = "for i in $(seq 50); do timeout 1 bash -c '</dev/tcp/{}/{}' 2>/dev/null && break; sleep 0.1; done && "
     tries = [("127.0.0.1", canaries.listener), (POD, POD_PORT), (POD6, POD_PORT), (public_ipv4, NODE_PORT)]
