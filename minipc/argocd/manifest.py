@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from minipc.errors import MinipcError
-from minipc.yaml_text import LOADER
+from minipc.yaml_text import DUMPER, LOADER
 
 NAMESPACE = "argocd"
 PATH = "argocd/install.yaml"
@@ -68,7 +68,7 @@ def render(upstream: Path) -> bytes:
     if missing := sorted(set(RESOURCES) - found):
         raise MinipcError(f"{upstream.name} lacks {', '.join(missing)}", "pin a version of ArgoCD that has them")
     head = "# Written by minipc from ArgoCD's install.yaml; not edited by hand.\n"
-    body: str = yaml.dump_all(changed, Dumper=_Dumper, sort_keys=False, width=120)
+    body: str = yaml.dump_all(changed, Dumper=DUMPER, sort_keys=False, width=120)
     return (head + body).encode()
 
 
@@ -118,6 +118,3 @@ def _changed(each: Object) -> Object:
 def _containers(each: Mapping[str, Any]) -> list[Object]:
     pod = each["spec"]["template"]["spec"]
     return [*pod["containers"], *pod.get("initContainers", [])]
-
-
-_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

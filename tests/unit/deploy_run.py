@@ -111,10 +111,10 @@ def _prepared(monkeypatch: pytest.MonkeyPatch, machines: Mapping[str, Settings],
     data = {
         "ssh_hostname": ssh_hostname,
         "lan_address": LAN,
+        "k3s_node_ip": LAN,
         "offsite_address": "203.0.113.7",
         "machine_identity": "id-1",
     }
-    data |= {"k3s_node_ip": LAN}
     hosts = [("mini", data), (OFFSITE, data), (AGENT, data | {"k3s_server": "mini", "k3s_node_ip": "10.77.0.11"})]
     state = State()
     state.init(Inventory((hosts, {}), offsite=([OFFSITE], {}), k3s_agents=([AGENT], {})), Config())
