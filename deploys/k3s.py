@@ -60,7 +60,7 @@ def program(settings: Settings, found: Artifact) -> Placed:
     install(name="install packages", packages=PACKAGES)
     path = program_path(found)
     binary = push(name="place the program", artifact=found, path=path)
-    saved_before(name="save the datastore before an upgrade", version=found.version or "", node=settings.host.name)
+    saved_before(name="save the datastore before an upgrade", program=path, node=settings.host.name)
     files.link(name="use this version", path=PROGRAM, target=path)
     return binary
 

@@ -6,6 +6,7 @@ import base64
 import json
 import shlex
 from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 
 from pyinfra import context
 from pyinfra.api import StringCommand, deploy, operation
@@ -45,13 +46,18 @@ def program_path(found: Artifact) -> str:
 
 
 @operation()
-def saved_before(version: str, node: str) -> Generator[StringCommand, None, None]:
-    """Keeps a copy of the datastore before another version of K3s takes it over: the way back of a bad upgrade."""
-    running = context.host.get_fact(ClusterNode, node=node).version
-    if not running or running == version:
+def saved_before(program: str, node: str) -> Generator[StringCommand, None, None]:
+    """Keeps a copy of the datastore before another program takes it over: the way back of a bad upgrade.
+
+    Args:
+        program: path of the one that is to be used.
+    """
+    found = context.host.get_fact(ClusterNode, node=node)
+    if not found.version or found.program == program:
         return
-    copy = f"{SAVED}/state-{running}.db"
-    program = (
+    # By the name of the program, which is what a converge goes by.
+    copy = f"{SAVED}/state-{Path(found.program).name.removeprefix('k3s-') or found.version}.db"
+    backup = (
         "import sqlite3, sys; source = sqlite3.connect(sys.argv[1]); target = sqlite3.connect(sys.argv[2]); "
         "source.backup(target)"
     )
@@ -60,7 +66,7 @@ def saved_before(version: str, node: str) -> Generator[StringCommand, None, None
         "umask 077",
         f"install -d -m 700 {SAVED}",
         # sqlite3's own way: a plain copy of a living database may be torn.
-        f"[ ! -f {STATE} ] || python3 -c {shlex.quote(program)} {STATE} {shlex.quote(copy)}",
+        f"[ ! -f {STATE} ] || python3 -c {shlex.quote(backup)} {STATE} {shlex.quote(copy)}",
     ]
     yield StringCommand("sh", "-c", shlex.quote("\n".join(lines)))
 
