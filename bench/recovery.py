@@ -20,6 +20,7 @@ import click
 
 from bench.latency import Answer, p95, read_answers
 from bench.machine import enrol, prepare
+from bench.processors import confined, halves
 from bench.results import Measurement, Share, recorded
 from bench.timing import Sample, alternate, machine_cpu_seconds, ratio
 from minipc import lab, records
@@ -125,7 +126,12 @@ def _fill(run: Run, target: Target, size_gb: float) -> None:
 def _drill_cost(run: Run, target: Target, rounds: int) -> Measurement:
     """The service is asked all the time; what it takes during a drill, against just before."""
     ratios, remarks, idle_all, busy_all, lost = [], [], [], [], 0
-    with tempfile.TemporaryDirectory(prefix="minipc-bench-") as folder, _asking(target, Path(folder)) as file:
+    kept, drills = halves(os.cpu_count() or 1)
+    with (
+        tempfile.TemporaryDirectory(prefix="minipc-bench-") as folder,
+        confined(OFFSITE, drills),
+        _asking(target, Path(folder), kept) as file,
+    ):
         for number in range(1, rounds + 1):
             with run.phase(f"drill {number} of {rounds}", f"after {IDLE_S:.0f} s without") as detail:
                 begin = time.time()
@@ -151,6 +157,8 @@ def _drill_cost(run: Run, target: Target, rounds: int) -> Measurement:
         f"p95 of /api/health: {statistics.median(idle_all) * 1000:.1f} ms idle, "
         f"{statistics.median(busy_all) * 1000:.1f} ms during a drill; {lost} answers were not 200",
     )
+    # Both are other computers: neither takes the processors that a drill leaves to the service, or waits for its own.
+    remarks.append(f"the client on CPU {_listed(kept)}; the off-site machine with the drill on CPU {_listed(drills)}")
     gate = Gate.judge("p95 during a drill, times idle", budget=TIMES_IDLE, seen=statistics.median(ratios), unit="×")
     return Measurement("What a drill costs the living service", [], [gate], remarks=remarks)
 
@@ -160,8 +168,8 @@ def _within(answers: Sequence[Answer], begin: float, end: float) -> list[Answer]
 
 
 @contextmanager
-def _asking(target: Target, folder: Path) -> Iterator[Path]:
-    """Questions from the public side while the block lasts; yields the file with the answers."""
+def _asking(target: Target, folder: Path, cpus: set[int]) -> Iterator[Path]:
+    """Questions from the public side, asked on those CPUs, while the block lasts; yields the file with the answers."""
     machine = lab.find(target.alias)
     if machine is None:
         raise MinipcError(f"there is no machine {target.alias}")
@@ -170,11 +178,16 @@ def _asking(target: Target, folder: Path) -> Iterator[Path]:
     argv = ["ip", "netns", "exec", "public", sys.executable, "-m", "bench.latency", "--address", machine.public_ipv4]
     argv += ["--domain", target.settings.edge.domain, "--ca", str(authority), "--out", str(out)]
     process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL)
+    os.sched_setaffinity(process.pid, cpus)
     try:
         yield out
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+def _listed(cpus: set[int]) -> str:
+    return ", ".join(map(str, sorted(cpus)))
 
 
 # --- the restore ----------------------------------------------------------------------------------------------------

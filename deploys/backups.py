@@ -6,8 +6,11 @@ pyinfra inventory/production.py deploys/backups.py
 import json
 from typing import Any
 
+from pyinfra import host
 from pyinfra.api import deploy
+from pyinfra.facts.hardware import Cpus
 
+from minipc.config import Settings
 from minipc.deploying import config
 from minipc.guards import refuse_another_database
 from minipc.operations import Content, Directory, File, place, units
@@ -64,7 +67,7 @@ def backups() -> None:
                 values=_timer("Heartbeat row in the database", "minutely", "minipc-heartbeat.service", 0),
             ),
         ],
-        values={"postgres": settings.postgres},
+        values={"postgres": settings.postgres, "cpus": host.get_fact(Cpus)},
     )
 
     # activate
@@ -77,25 +80,28 @@ def backups() -> None:
 def _drill_settings() -> dict[str, Any]:
     """What the drill needs to know; no secrets."""
     settings = config()
-    # The service's migrations, aimed at the scratch cluster. In K3s their code is in an image, not on the host.
-    migration = {
-        "user": "workload",
-        "argv": ["/usr/bin/python3", "-m", "minipc_workload", "migrate"],
-        "environment_file": "/etc/workload/env",
-        "environment": {
-            "PYTHONPATH": "/opt/workload",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "DATABASE_HOST": "127.0.0.1",
-            "DATABASE_PORT": str(settings.backups.drill_port),
-        },
-    }
+    # Pods come to the service's address.
+    address = settings.host.service_address if settings.workload.runtime == "k3s" else "127.0.0.1"
     return {
         "bin": "/usr/lib/postgresql/17/bin",
+        "address": address,
         "port": settings.backups.drill_port,
         "margin_mb": settings.backups.drill_margin_mb,
         "queries": [query.model_dump() for query in settings.backups.drill_queries],
         "classes": [data_class.model_dump() for data_class in settings.backups.data_classes],
-        "migrate": migration if settings.workload.runtime == "stand-in" else None,
+        "migrate": _migration(settings, {"DATABASE_HOST": address, "DATABASE_PORT": str(settings.backups.drill_port)}),
+    }
+
+
+def _migration(settings: Settings, database: dict[str, str]) -> dict[str, Any]:
+    """The service's migrations, aimed at the scratch cluster. In K3s their code is in an image: a job does them."""
+    if settings.workload.runtime == "k3s":
+        return {"job": "migrate", "environment": database}
+    return {
+        "user": "workload",
+        "argv": ["/usr/bin/python3", "-m", "minipc_workload", "migrate"],
+        "environment_file": "/etc/workload/env",
+        "environment": {"PYTHONPATH": "/opt/workload", "PYTHONDONTWRITEBYTECODE": "1", **database},
     }
 
 

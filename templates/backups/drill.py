@@ -58,6 +58,8 @@ ROOM = 1.3  # of the database's size: what is restored, and the WAL that is repl
 ARCHIVE_WAIT_S = 120
 RECOVERY_WAIT_S = 6 * 3600
 START_WAIT_S = 60
+MIGRATION_S = 600
+JOB = "drill-migrate"
 VERDICTS = {EXIT_PASS: "pass", EXIT_FAIL: "fail", EXIT_COULD_NOT_VERIFY: "could-not-verify"}
 COMPARE = {
     "==": operator.eq,
@@ -244,9 +246,10 @@ class Drill:
         """Starts the scratch cluster and waits until it has reached the target and takes writes."""
         control = control_data(f"{SCRATCH}/data", f"{self.own['bin']}/pg_controldata")
         lines = [f"{name} = {control[key]}" for key, name in MINIMUMS.items()]
-        text = SCRATCH_POSTGRESQL.format(scratch=SCRATCH, port=self.own["port"]) + "\n".join(lines) + "\n"
+        values = {"scratch": SCRATCH, "address": self.own["address"], "port": self.own["port"]}
+        # Who may come in, and how, is as on the live server.
+        text = SCRATCH_POSTGRESQL.format(**values, hba_file=self.live("SHOW hba_file")) + "\n".join(lines) + "\n"
         as_postgres(["sh", "-c", f"cat > {SCRATCH}/postgresql.conf"], stdin=text)
-        as_postgres(["sh", "-c", f"cat > {SCRATCH}/pg_hba.conf"], stdin=SCRATCH_HBA)
         as_postgres(["sh", "-c", f": > {SCRATCH}/pg_ident.conf"])
         argv = [f"{self.own['bin']}/pg_ctl", "start", "-D", f"{SCRATCH}/data", "-l", f"{SCRATCH}/log", "-W", "-s"]
         argv += ["-o", f"-c config_file={SCRATCH}/postgresql.conf"]
@@ -276,18 +279,37 @@ class Drill:
     def migrate(self) -> None:
         """The service's own migrations, as a release would run them."""
         migration = self.own["migrate"]
-        if migration is None:
-            self.result["not_exercised"].append(
-                {"what": "migrations on the restored database", "why": "the service's code is not on the host"}
-            )
+        if "job" in migration:
+            self.migrate_in_the_cluster(migration["job"], migration["environment"])
             return
         environment = environment_file(Path(migration["environment_file"])) | migration["environment"]
         user = migration["user"]
         run(
             ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--", *migration["argv"]],
-            600,
+            MIGRATION_S,
             env=environment,
         )
+
+    def migrate_in_the_cluster(self, released: str, environment: dict[str, str]) -> None:
+        """The job of the release that runs, once more, with the scratch cluster as its database.
+
+        Args:
+            released: name of that job.
+            environment: what is different for this one.
+        """
+        try:
+            job = json.loads(kubectl("get", "job", released, "--output=json"))
+        except FailedError as error:
+            self.result["not_exercised"].append(
+                {"what": "migrations on the restored database", "why": f"no release in the cluster has any: {error}"}
+            )
+            return
+        remove_job()
+        try:
+            kubectl("create", "--filename=-", stdin=json.dumps(drill_job(job, environment)))
+            wait_for_job()
+        finally:
+            remove_job()
 
     def question(self) -> None:
         """Canaries, then what the data must answer, class by class."""
@@ -354,10 +376,10 @@ class Drill:
 SCRATCH_POSTGRESQL = """\
 # A scratch cluster: gone in a few minutes, so nothing has to survive a crash of it.
 data_directory = '{scratch}/data'
-hba_file = '{scratch}/pg_hba.conf'
+hba_file = '{hba_file}'
 ident_file = '{scratch}/pg_ident.conf'
 unix_socket_directories = '{scratch}'
-listen_addresses = '127.0.0.1'
+listen_addresses = '{address}'
 port = {port}
 cluster_name = 'minipc-drill'
 archive_mode = off
@@ -367,7 +389,6 @@ full_page_writes = off
 autovacuum = off
 log_line_prefix = '%m [%p] '
 """
-SCRATCH_HBA = "local all postgres peer\nhost all all 127.0.0.1/32 scram-sha-256\n"
 
 
 def scratch_configuration(live: dict[str, str], stanza: str, repo: int) -> str:
@@ -415,6 +436,64 @@ def environment_file(path: Path) -> dict[str, str]:
     """The variables of a systemd EnvironmentFile, as templates/workload/env.j2 writes it."""
     lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
     return dict(shlex.split(line)[0].split("=", 1) for line in lines)
+
+
+def kubectl(*words: str, stdin: str = "") -> str:
+    """Asks the cluster, in the service's namespace."""
+    argv = ["k3s", "kubectl", "--namespace=workload", "--request-timeout=20s", *words]
+    return run(argv, 60, stdin, {"HOME": "/tmp"})  # noqa: S108 - the unit's own; kubectl keeps what it learnt there
+
+
+def drill_job(released: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+    """A copy of a release's job that is nobody's: neither ArgoCD's nor the first job's.
+
+    Args:
+        released: the job as the cluster has it.
+        environment: variables that are added, or have another value.
+    """
+    pod = released["spec"]["template"]
+    for container in pod["spec"]["containers"]:
+        kept = [each for each in container.get("env", []) if each["name"] not in environment]
+        container["env"] = kept + [{"name": name, "value": value} for name, value in environment.items()]
+    # Those that the first job's controller has put there would make it take these pods for its own.
+    owned = re.compile(r"^(batch\.kubernetes\.io/.*|controller-uid|job-name)$")
+    metadata = {
+        "labels": {key: value for key, value in pod["metadata"].get("labels", {}).items() if not owned.match(key)},
+        "annotations": pod["metadata"].get("annotations", {}),
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": JOB},
+        "spec": {
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": MIGRATION_S,
+            "template": {"metadata": metadata, "spec": pod["spec"]},
+        },
+    }
+
+
+def wait_for_job() -> None:
+    """Until the drill's job has succeeded. Raises FailedError with what it said."""
+    while True:
+        status = json.loads(kubectl("get", "job", JOB, "--output=json")).get("status", {})
+        if status.get("succeeded"):
+            return
+        if any(each["type"] == "Failed" and each["status"] == "True" for each in status.get("conditions", [])):
+            raise FailedError(f"the migrations failed: {' | '.join(_last_words())}")
+        time.sleep(0.5)
+
+
+def _last_words() -> list[str]:
+    try:
+        return kubectl("logs", f"job/{JOB}", "--tail=4").splitlines()
+    except FailedError as error:
+        return [str(error)]
+
+
+def remove_job() -> None:
+    """The drill's job and its pods, also those that a killed drill has left."""
+    kubectl("delete", "job", JOB, "--ignore-not-found", "--cascade=foreground", "--timeout=40s")
 
 
 def remove_scratch(programs: str) -> None:

@@ -36,6 +36,7 @@ ALIASES: dict[Role, str] = {"mini": "mini", "offsite": OFFSITE, "agent": AGENT}
 FACTS: dict[str, Any] = {
     "Arch": "x86_64",
     "BackupsState": SimpleNamespace(live=None, stanza=None),
+    "Cpus": 4,
     "FileContents": {},
     "InUserNamespace": True,
     "InterfaceOf": "operator0",

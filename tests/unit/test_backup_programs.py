@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -168,6 +169,94 @@ def test_one_repository_that_fails_does_not_keep_the_next_from_being_tried(backu
 )
 def test_the_end_of_a_segment(drill, segment, end):
     assert drill.segment_end(segment) == end
+
+
+RELEASED = {
+    "metadata": {"name": "migrate", "annotations": {"argocd.argoproj.io/tracking-id": "workload"}},
+    "spec": {
+        "selector": {"matchLabels": {"batch.kubernetes.io/controller-uid": "1"}},
+        "template": {
+            "metadata": {
+                "labels": {
+                    "app.kubernetes.io/component": "migrate",
+                    "batch.kubernetes.io/controller-uid": "1",
+                    "batch.kubernetes.io/job-name": "migrate",
+                    "controller-uid": "1",
+                    "job-name": "migrate",
+                },
+                "annotations": {"org.opencontainers.image.revision": "a1"},
+            },
+            "spec": {
+                "restartPolicy": "Never",
+                "containers": [
+                    {
+                        "name": "workload",
+                        "image": "workload:a1",
+                        "args": ["migrate"],
+                        "env": [
+                            {"name": "DATABASE_HOST", "value": "postgres"},
+                            {"name": "REDIS_HOST", "value": "redis"},
+                        ],
+                    }
+                ],
+            },
+        },
+    },
+}
+
+
+def test_the_job_of_a_drill_is_the_releases_with_another_database(drill):
+    job = drill.drill_job(json.loads(json.dumps(RELEASED)), {"DATABASE_HOST": "10.88.0.1", "DATABASE_PORT": "5433"})
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert (container["image"], container["args"]) == ("workload:a1", ["migrate"])
+    assert {each["name"]: each["value"] for each in container["env"]} == {
+        "DATABASE_HOST": "10.88.0.1",
+        "DATABASE_PORT": "5433",
+        "REDIS_HOST": "redis",
+    }
+    assert job["spec"]["template"]["metadata"] == {
+        "labels": {"app.kubernetes.io/component": "migrate"},
+        "annotations": {"org.opencontainers.image.revision": "a1"},
+    }
+    assert job["metadata"] == {"name": "drill-migrate"}, "ArgoCD would take it for its own"
+    assert "selector" not in job["spec"]
+
+
+def answers(monkeypatch, drill, **given):
+    """kubectl, by the first word that it is asked with."""
+    asked = []
+
+    def kubectl(*words, stdin=""):
+        asked.append(words[0])
+        answer = given.get(words[0], "")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if isinstance(answer, str) else answer.pop(0)
+
+    monkeypatch.setattr(drill, "kubectl", kubectl)
+    monkeypatch.setattr(drill.time, "sleep", lambda seconds: None)
+    return asked
+
+
+def status(**fields):
+    return json.dumps({"status": fields})
+
+
+def test_a_migration_that_fails_in_the_cluster_fails_the_drill_and_leaves_nothing(drill, monkeypatch):
+    failed = status(conditions=[{"type": "Failed", "status": "True"}])
+    asked = answers(monkeypatch, drill, get=[json.dumps(RELEASED), status(active=1), failed], logs="no such column")
+    one = SimpleNamespace(result={"not_exercised": []})
+    with pytest.raises(drill.FailedError, match="the migrations failed: no such column"):
+        drill.Drill.migrate_in_the_cluster(one, "migrate", {})
+    assert asked == ["get", "delete", "create", "get", "get", "logs", "delete"]
+
+
+def test_without_a_release_in_the_cluster_migrations_are_not_exercised(drill, monkeypatch):
+    asked = answers(monkeypatch, drill, get=drill.FailedError('jobs.batch "migrate" not found'))
+    one = SimpleNamespace(result={"not_exercised": []})
+    drill.Drill.migrate_in_the_cluster(one, "migrate", {})
+    assert '"migrate" not found' in one.result["not_exercised"][0]["why"]
+    assert asked == ["get"]
 
 
 def test_the_scratch_configuration_shares_nothing_with_the_live_one(drill):
@@ -385,6 +474,7 @@ def recovery(drill, monkeypatch, tmp_path):
     (tmp_path / "scratch/data").mkdir(parents=True)
     monkeypatch.setattr(drill, "control_data", lambda *_: dict.fromkeys(drill.MINIMUMS, "1"))
     monkeypatch.setattr(drill, "as_postgres", lambda *_, **__: "")
+    monkeypatch.setattr(drill, "sql", lambda *_, **__: "/etc/postgresql/17/main/pg_hba.conf")
     clock = iter(range(0, 10_000, 5))
     monkeypatch.setattr(drill.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(drill.time, "sleep", lambda _: None)
@@ -393,7 +483,8 @@ def recovery(drill, monkeypatch, tmp_path):
     def run(*looks):
         states = iter(looks)
         subject = drill.Drill.__new__(drill.Drill)
-        subject.own = {"bin": "/bin", "port": 5433}
+        subject.config = {"port": 5432}
+        subject.own = {"bin": "/bin", "address": "127.0.0.1", "port": 5433}
 
         def promoted():
             there, done = next(states)
