@@ -8,8 +8,9 @@ from ipaddress import ip_network
 from pyinfra.api import deploy
 
 from minipc.deploy_repository import literal_address
-from minipc.deploying import cluster_nodes, config, offsite_address, role
+from minipc.deploying import cluster_nodes, cluster_server, config, offsite_address, role
 from minipc.operations import Absent, File, arm, confirm, install, place, unit
+from minipc.ports import MONITORING
 
 RULES = "/etc/minipc/firewall.nft"
 # The unit's own file may be among what was put back.
@@ -23,12 +24,17 @@ def firewall() -> None:
         "firewall": settings.firewall,
         # The mini PC alone has a VPN, and what pods need; the off-site machine has no pods either.
         "vpn": settings.vpn if role() == "mini" else None,
+        "vpn_network": settings.vpn.network,
+        "vpn_network_ipv6": settings.vpn.network_ipv6,
         "data_is_here": role() == "mini",
         "pod_interfaces": [] if role() == "offsite" else settings.firewall.pod_interfaces,
         "nodes": cluster_nodes(),
+        "server": cluster_server(),
+        "measured_port": MONITORING["node"],
         "outer": list(dict.fromkeys(settings.firewall.public_interfaces + settings.firewall.operator_interfaces)),
         "service_address": settings.host.service_address,
-        "data_ports": [settings.postgres.port, settings.redis.port],
+        # The last is where a restore drill's database listens meanwhile.
+        "data_ports": [settings.postgres.port, settings.redis.port, settings.backups.drill_port],
         "repository": literal_address(settings.argocd.repository, offsite_address(), settings.offsite.sftp_port),
         **_by_family("near", settings.firewall.operator_networks),
         "any_interface": False,

@@ -12,9 +12,11 @@ from minipc.deploying import artifact, cluster_server, config, node_interface, n
 from minipc.facts.k3s import AS_THE_NODE, PROGRAM, InUserNamespace
 from minipc.operations import Absent, Directory, File, Placed, SecretFile, install, place, push, unit
 from minipc.operations.k3s import PACKAGES, node_ready, program_path
+from minipc.ports import MONITORING
 from minipc.secrets.catalogue import K3S_AGENT_TOKEN, registry_password
 
 UNIT = "k3s-agent.service"
+EXPORTER = "prometheus-node-exporter.service"
 ETC = "/etc/rancher/k3s"
 AGENT = "/var/lib/rancher/k3s/agent/etc"
 
@@ -30,7 +32,7 @@ def k3s_agent() -> None:
         return
 
     # install
-    install(name="install packages", packages=PACKAGES)
+    install(name="install packages", packages=[*PACKAGES, "prometheus-node-exporter"])
     path = program_path(found)
     binary = push(name="place the program", artifact=found, path=path)
     files.link(name="use this version", path=PROGRAM, target=path)
@@ -42,10 +44,12 @@ def k3s_agent() -> None:
         entries=[File("modules.conf", "/etc/modules-load.d/minipc-k3s.conf")],
     )
     configured = configuration(settings)
+    exporter = measurements(settings)
 
     # activate
     unit(name="load kernel modules", unit="systemd-modules-load.service", restart_on=[kernel])
     unit(name="activate", unit=UNIT, restart_on=[binary, configured])
+    unit(name="activate the exporter", unit=EXPORTER, restart_on=[exporter])
     node_ready(
         name="wait until the node is ready", node=settings.host.name, program=path, unit=UNIT, kubectl=AS_THE_NODE
     )
@@ -83,6 +87,19 @@ def configuration(settings: Settings) -> Placed:
             "registries": settings.k3s.registries,
             "passwords": passwords,
         },
+    )
+
+
+def measurements(settings: Settings) -> Placed:
+    """The exporter that the server's Prometheus asks; the firewall lets nobody else."""
+    return place(
+        name="configure what is measured",
+        component="k3s_agent",
+        entries=[
+            Directory("/var/lib/prometheus/node-exporter"),
+            File("node-exporter.conf.j2", f"/etc/systemd/system/{EXPORTER}.d/minipc.conf"),
+        ],
+        values={"ports": MONITORING, "listen": settings.k3s.node_ip},
     )
 
 

@@ -6,7 +6,7 @@ pyinfra inventory/production.py deploys/prometheus.py
 from pyinfra.api import deploy
 
 from minipc.checks.components import values as settings_by_name
-from minipc.deploying import config, secrets
+from minipc.deploying import cluster_agents, config, secrets
 from minipc.operations import Directory, File, SecretFile, install, place, unit, units
 from minipc.operations.monitoring import registered
 from minipc.ports import MONITORING
@@ -20,7 +20,8 @@ EXPORTERS = ["node", "blackbox", "postgres", "redis"]
 def prometheus() -> None:
     settings = config()
     passwords = secrets({"postgres": "postgres.password.monitoring", "redis": "redis.password.monitoring"})
-    values = settings_by_name(settings) | {"ports": MONITORING, "etc": ETC}
+    own = {"ports": MONITORING, "listen": "127.0.0.1", "etc": ETC, "agents": cluster_agents()}
+    values = settings_by_name(settings) | own
 
     # install
     packages = [f"prometheus-{exporter}-exporter" for exporter in EXPORTERS]

@@ -105,13 +105,18 @@ def cluster_server() -> str | None:
 def cluster_nodes() -> list[str]:
     """Addresses of the other machines of this one's cluster; nobody else may speak to its nodes."""
     alias, here = config().k3s.server, context.host
-    agents = [each for each in context.inventory if each.data.get("k3s_server") == (alias or here.name)]
-    found = {each.name: _node_address(each) for each in agents}
+    found = cluster_agents()
     if alias:
         found[alias] = str(cluster_server())
-    elif agents:
+    elif found:
         _node_address(here)  # Without it they would not know where to join.
     return [address for name, address in found.items() if name != here.name]
+
+
+def cluster_agents() -> dict[str, str]:
+    """The agents of this machine's cluster, itself among them when it is one: name -> address."""
+    server = config().k3s.server or context.host.name
+    return {each.name: _node_address(each) for each in context.inventory if each.data.get("k3s_server") == server}
 
 
 def node_interface() -> str | None:

@@ -248,6 +248,7 @@ CASES: dict[str, list[Case]] = {
         level("DriftUnchecked", "minipc_drift_check_success", "0", "1", "1m"),
     ],
     "k3s": [level("NodeDown", 'up{job="kubelet"}', "0", "1")],
+    "k3s_agent": [level("AgentDown", 'up{job="agent-kubelet",node="a"}', "0", "1")],
     "argocd": [
         Case(
             "ApplicationBroken",

@@ -27,10 +27,11 @@ class AlertLabels(Strict):
 
 
 class AlertTexts(Strict):
-    """What the operator reads."""
+    """What the operator reads. `each`: the label that tells which one, where there may be several."""
 
     meaning: Text
     next: Text
+    each: Annotated[str, Field(pattern=r"^[a-z_]+$")] | None = None
 
 
 class ComponentAlert(Strict):
@@ -142,7 +143,9 @@ def of_component(component: str, text: str, runbook: str) -> Rules:
 
 
 def _component_texts(component: str, rule: ComponentAlert, runbook: str) -> dict[str, str]:
-    return rule.annotations.model_dump() | {"runbook": f"{runbook}#{rule.alert.lower()}"}
+    texts = rule.annotations
+    which = {"each": f"{{{{ $labels.{texts.each} }}}}"} if texts.each else {}
+    return {"meaning": texts.meaning, "next": texts.next, "runbook": f"{runbook}#{rule.alert.lower()}"} | which
 
 
 def parse(component: str, text: str) -> RuleFile:

@@ -23,9 +23,13 @@ def rules(settings: Settings | None = None, **values: Any) -> str:
     given = {
         "firewall": found.firewall,
         "vpn": found.vpn,
+        "vpn_network": found.vpn.network,
+        "vpn_network_ipv6": found.vpn.network_ipv6,
         "data_is_here": True,
         "pod_interfaces": found.firewall.pod_interfaces,
         "nodes": [],
+        "server": None,
+        "measured_port": 9100,
         "outer": ["public0", "operator0"],
         "service_address": found.host.service_address,
         "data_ports": [5432, 6379],

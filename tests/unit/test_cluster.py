@@ -62,18 +62,19 @@ CLUSTER = (
 
 
 @pytest.mark.parametrize(
-    ("name", "nodes", "server"),
+    ("name", "nodes", "server", "agents"),
     [
-        ("mini", {"10.0.0.2", "10.0.0.3"}, None),
-        ("a", {"10.0.0.1", "10.0.0.3"}, "10.0.0.1"),
-        ("others", {"10.0.0.8"}, "10.0.0.8"),
-        ("offsite", set(), None),
+        ("mini", {"10.0.0.2", "10.0.0.3"}, None, {"a": "10.0.0.2", "b": "10.0.0.3"}),
+        ("a", {"10.0.0.1", "10.0.0.3"}, "10.0.0.1", {"a": "10.0.0.2", "b": "10.0.0.3"}),
+        ("others", {"10.0.0.8"}, "10.0.0.8", {"others": "10.0.0.9"}),
+        ("offsite", set(), None, {}),
     ],
 )
-def test_a_machine_knows_the_others_of_its_cluster(on, name, nodes, server):
+def test_a_machine_knows_the_others_of_its_cluster(on, name, nodes, server, agents):
     on(name, *CLUSTER)
     assert set(deploying.cluster_nodes()) == nodes
     assert deploying.cluster_server() == server
+    assert deploying.cluster_agents() == agents
 
 
 @pytest.mark.parametrize("name", ["mini", "agent"])
@@ -137,6 +138,7 @@ def rules(nodes: list[str], role: str = "mini", **settings: Any) -> str:
     found = load("lab", host_operator_keys=[], **INTERFACES, **settings)
     mini = role == "mini"
     own = {"vpn": found.vpn if mini else None, "data_is_here": mini, "nodes": nodes, "outer": ["wan", "lan"]}
+    own["server"] = None if mini else NODES[0]
     return firewall_rules.rules(found, operator_ipv6=[], near_ipv6=[], repository=[], **own)
 
 
@@ -165,6 +167,9 @@ def test_the_other_nodes_reach_the_cluster_and_the_data_and_no_more():
 def test_pods_reach_the_api_on_another_node_and_nothing_else_near_the_operator():
     out = chain(rules(NODES, "agent", **NO_DOOR), "from_pods")
     assert out[1:] == [
+        # The mini PC may be the way there.
+        "ip daddr 10.99.0.0/24 counter drop",
+        "ip6 daddr fd99:6d69:6e69::/64 counter drop",
         "ip daddr { 10.77.0.20, 10.77.0.21 } tcp dport 6443 accept",
         "ip daddr { 10.77.0.0/24 } meta l4proto { tcp, udp } th dport 53 accept",
         "ip daddr { 10.77.0.0/24 } counter drop",
@@ -174,7 +179,11 @@ def test_pods_reach_the_api_on_another_node_and_nothing_else_near_the_operator()
 
 def test_an_agent_lets_in_what_nodes_need():
     ruleset = rules(NODES, "agent", **NO_DOOR)
-    assert chain(ruleset, "nodes") == ["udp dport 8472 accept", "tcp dport 10250 accept"]
+    assert chain(ruleset, "nodes") == [
+        "udp dport 8472 accept",
+        "tcp dport 10250 accept",
+        "ip saddr 10.77.0.20 tcp dport 9100 accept",
+    ]
     assert not [line for line in chain(ruleset, "input") if "wan" in line]
     assert "chain pods" not in ruleset
     assert 'iifname { "cni0", "flannel.1" } jump from_pods' in chain(ruleset, "forward")

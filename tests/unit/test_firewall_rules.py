@@ -14,6 +14,8 @@ from tests.unit.firewall_rules import chain, rules
 def test_pods_get_to_the_repository_and_to_resolvers_near_the_operator_and_no_further():
     assert chain(rules(), "from_pods") == [
         'oifname "wg0" counter drop',
+        "ip daddr 10.99.0.0/24 counter drop",
+        "ip6 daddr fd99:6d69:6e69::/64 counter drop",
         "ip daddr 10.77.0.20 tcp dport 2222 accept",
         "ip6 daddr fd77::20 tcp dport 22 accept",
         "ip daddr { 10.77.0.0/24 } meta l4proto { tcp, udp } th dport 53 accept",

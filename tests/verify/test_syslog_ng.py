@@ -63,14 +63,13 @@ def test_a_message_in_the_journal_is_found_with_its_level(loki, marks, priority,
 
 
 def test_a_request_is_found_from_the_door_to_the_service(edge, loki, settings):
-    if settings.workload.runtime != "stand-in":
-        not_exercised("needs the service behind the door")
     answer = edge.get("/api/parking")
-    request_id = answer.headers["x-request-id"]
-    logql = f'{{service=~".+"}} | request_id="{request_id}"'
-    eventually(lambda: {line.labels["service"] for line in loki.find(logql)} >= {"edge"}, within_s=20)
+    if settings.workload.runtime == "k3s" and answer.code >= 500:
+        not_exercised("nothing was released yet: the door has no service behind it")
+    logql = f'{{service=~".+"}} | request_id="{answer.headers["x-request-id"]}"'
+    eventually(lambda: {line.labels["service"] for line in loki.find(logql)} >= {"edge", "api"}, within_s=20)
     lines = loki.find(logql)
-    assert "edge" in {line.labels["service"] for line in lines}
+    assert {line.labels["service"] for line in lines} >= {"edge", "api"}
     assert all(json.loads(line.text) for line in lines)
 
 
