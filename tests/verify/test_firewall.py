@@ -122,7 +122,7 @@ def pod(disturb, settings):
     address, address6 = "10.42.255.2", "fd42::2"
     bridge = settings.firewall.pod_interfaces[0]
     there = disturb(f"ip link show {bridge} >/dev/null 2>&1 && echo yes || true")
-    undo = f"ip address delete 10.42.255.1/30 dev {bridge}"
+    undo = f"ip address delete 10.42.255.1/30 dev {bridge}; ip address delete fd42::1/64 dev {bridge}"
     if not there:  # a pod that came meanwhile keeps it
         undo += f'; [ -n "$(ls /sys/class/net/{bridge}/brif)" ] || ip link delete {bridge}'
     remove = f"systemctl stop {CANARY}-pod; ip link delete canary0; ip netns delete canary; nft delete table inet pod"
