@@ -11,7 +11,7 @@ from minipc.checks import load
 from minipc.checks.pace import paced
 from minipc.checks.rules import inhibitions
 from minipc.config import Settings
-from minipc.deploying import config, not_exercised, offsite_address, secrets
+from minipc.deploying import belongs_here, config, not_exercised, offsite_address, secrets
 from minipc.operations import Absent, Content, Directory, File, SecretFile, install, place, unit
 from minipc.ports import MONITORING
 from minipc.secrets import Secret
@@ -94,4 +94,5 @@ def _who_waits(settings: Settings) -> tuple[Secret, str | None]:
     return Secret(WATCHDOG_URL, url), keys.certificate(found["tls"], address)
 
 
-alertmanager()
+if belongs_here("alertmanager"):
+    alertmanager()

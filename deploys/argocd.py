@@ -10,7 +10,7 @@ from minipc.addresses import known_host
 from minipc.argocd.manifest import NAMESPACE, NODE_PORT, render
 from minipc.config import Settings
 from minipc.deploy_repository import hosted_url
-from minipc.deploying import artifact, config, not_exercised, offsite_address, secrets
+from minipc.deploying import artifact, belongs_here, config, not_exercised, offsite_address, secrets
 from minipc.operations import Content, Directory, File, place, unit
 from minipc.operations.k3s import objects_present, once, rolled_out, secret_present
 from minipc.secrets.catalogue import ARGOCD_DEPLOY_KEY, ARGOCD_PASSWORD, SFTP_HOST_KEY
@@ -102,4 +102,5 @@ def _repository(settings: Settings) -> tuple[str | None, list[str]]:
     return hosted_url(address, port), [*known_hosts, known_host(address, port, host_key)]
 
 
-argocd()
+if belongs_here("argocd"):
+    argocd()

@@ -11,7 +11,7 @@ from pyinfra.api import deploy
 from pyinfra.facts.hardware import Cpus
 
 from minipc.config import Settings
-from minipc.deploying import config
+from minipc.deploying import belongs_here, config
 from minipc.guards import refuse_another_database
 from minipc.operations import Content, Directory, File, place, units
 from minipc.operations.backups import first_backup_taken, stanza_present, state_restored
@@ -115,4 +115,5 @@ def _timer(description: str, calendar: str, unit: str, delay_s: int) -> dict[str
     }
 
 
-backups()
+if belongs_here("backups"):
+    backups()

@@ -9,7 +9,7 @@ from pyinfra import host
 from pyinfra.api import deploy
 from pyinfra.operations import systemd
 
-from minipc.deploying import config, not_exercised, secrets
+from minipc.deploying import belongs_here, config, not_exercised, secrets
 from minipc.dns.shipped import CODE, CONFIG_FILE, SHIPPED
 from minipc.operations import Absent, Content, File, install, place, unit
 from minipc.paths import ROOT
@@ -67,4 +67,5 @@ def dns() -> None:
     unit(name="look now and then", unit="minipc-dns.timer", restart_on=[code, files])
 
 
-dns()
+if belongs_here("dns"):
+    dns()

@@ -5,7 +5,7 @@ pyinfra inventory/production.py deploys/edge.py
 
 from pyinfra.api import deploy
 
-from minipc.deploying import config
+from minipc.deploying import belongs_here, config
 from minipc.operations import Absent, Content, Directory, File, install, place, unit
 from minipc.operations.backups import state_restored
 from minipc.ports import MONITORING
@@ -66,4 +66,5 @@ def edge() -> None:
     unit(name="activate", unit="caddy.service", restart_on=restart_on, reload_on=reload_on)
 
 
-edge()
+if belongs_here("edge"):
+    edge()

@@ -8,7 +8,7 @@ from pyinfra.operations import server
 
 from minipc.checks import load
 from minipc.dashboards import logs_dashboard, questions_dashboard, rendered
-from minipc.deploying import artifact, config, secrets
+from minipc.deploying import artifact, belongs_here, config, secrets
 from minipc.logs import saved_queries
 from minipc.operations import Content, Directory, File, SecretFile, place, push, unit
 from minipc.ports import MONITORING
@@ -72,4 +72,5 @@ def grafana() -> None:
     unit(name="activate", unit="grafana.service", restart_on=[program, files])
 
 
-grafana()
+if belongs_here("grafana"):
+    grafana()

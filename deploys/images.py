@@ -5,7 +5,7 @@ pyinfra inventory/production.py deploys/images.py
 
 from pyinfra.api import deploy
 
-from minipc.deploying import artifact, config, not_exercised, role
+from minipc.deploying import artifact, belongs_here, config, not_exercised, role
 from minipc.operations import Directory, place, push
 
 # K3s imports what it finds here, when it starts and when a file changes.
@@ -29,4 +29,5 @@ def images() -> None:
             push(name=f"place {name}", artifact=found, path=f"{IMAGES}/{file}", mode="644")
 
 
-images()
+if belongs_here("images"):
+    images()

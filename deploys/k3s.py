@@ -11,7 +11,7 @@ from pyinfra.operations import files
 
 from minipc.artifacts import Artifact
 from minipc.config import Settings
-from minipc.deploying import artifact, config, node_interface, not_exercised, secrets
+from minipc.deploying import artifact, belongs_here, config, node_interface, not_exercised, secrets
 from minipc.facts.k3s import PROGRAM, InUserNamespace
 from minipc.operations import Absent, Directory, File, Placed, SecretFile, install, place, push, unit
 from minipc.operations.k3s import PACKAGES, node_ready, program_path, saved_before, token_present
@@ -129,4 +129,5 @@ def contents(settings: Settings) -> None:
     )
 
 
-k3s()
+if belongs_here("k3s"):
+    k3s()

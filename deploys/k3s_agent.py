@@ -8,7 +8,7 @@ from pyinfra.api import deploy
 from pyinfra.operations import files
 
 from minipc.config import Settings
-from minipc.deploying import artifact, cluster_server, config, node_interface, not_exercised, secrets
+from minipc.deploying import artifact, belongs_here, cluster_server, config, node_interface, not_exercised, secrets
 from minipc.facts.k3s import AS_THE_NODE, PROGRAM, InUserNamespace
 from minipc.operations import Absent, Directory, File, Placed, SecretFile, install, place, push, unit
 from minipc.operations.k3s import PACKAGES, node_ready, program_path
@@ -103,4 +103,5 @@ def measurements(settings: Settings) -> Placed:
     )
 
 
-k3s_agent()
+if belongs_here("k3s_agent"):
+    k3s_agent()

@@ -8,7 +8,7 @@ import json
 from pyinfra.api import deploy
 from pyinfra.operations import server
 
-from minipc.deploying import artifact, config
+from minipc.deploying import artifact, belongs_here, config
 from minipc.operations import Content, Directory, File, place, push, unit
 
 ETC = "/etc/loki"
@@ -60,4 +60,5 @@ def loki() -> None:
     unit(name="keep it within its disk space", unit="minipc-loki-bound.timer", restart_on=[bound])
 
 
-loki()
+if belongs_here("loki"):
+    loki()

@@ -11,7 +11,7 @@ from minipc import keys
 from minipc.config import Settings
 from minipc.deploy_repository import ACCOUNT, BRANCH, PATH
 from minipc.deploy_repository import HOME as DEPLOY_HOME
-from minipc.deploying import config, secrets
+from minipc.deploying import belongs_here, config, secrets
 from minipc.guards import refuse_replaced_key
 from minipc.operations import Content, Directory, File, Placed, SecretFile, install, place, unit
 from minipc.secrets import Secret
@@ -158,4 +158,5 @@ def restic_server(settings: Settings, found: dict[str, Secret]) -> Placed:
     )
 
 
-offsite()
+if belongs_here("offsite"):
+    offsite()

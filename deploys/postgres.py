@@ -6,7 +6,7 @@ pyinfra inventory/production.py deploys/postgres.py
 from pyinfra import host
 from pyinfra.api import deploy
 
-from minipc.deploying import cluster_nodes, config, secrets
+from minipc.deploying import belongs_here, cluster_nodes, config, secrets
 from minipc.facts.machine import MachineSize
 from minipc.operations import File, install, place, unit
 from minipc.operations.postgres import access_present, cluster_present, recovery_ended
@@ -71,4 +71,5 @@ def postgres() -> None:
     )
 
 
-postgres()
+if belongs_here("postgres"):
+    postgres()

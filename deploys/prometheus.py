@@ -6,7 +6,7 @@ pyinfra inventory/production.py deploys/prometheus.py
 from pyinfra.api import deploy
 
 from minipc.checks.components import values as settings_by_name
-from minipc.deploying import cluster_agents, config, secrets
+from minipc.deploying import belongs_here, cluster_agents, config, secrets
 from minipc.operations import Directory, File, SecretFile, install, place, unit, units
 from minipc.operations.monitoring import registered
 from minipc.ports import MONITORING
@@ -78,4 +78,5 @@ def prometheus() -> None:
     unit(name="activate", unit="prometheus.service", restart_on=[slice_, server], reload_on=[files])
 
 
-prometheus()
+if belongs_here("prometheus"):
+    prometheus()

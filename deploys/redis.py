@@ -5,7 +5,7 @@ pyinfra inventory/production.py deploys/redis.py
 
 from pyinfra.api import deploy
 
-from minipc.deploying import config, secrets
+from minipc.deploying import belongs_here, config, secrets
 from minipc.operations import Directory, File, SecretFile, install, place, unit
 
 
@@ -34,4 +34,5 @@ def redis() -> None:
     unit(name="activate", unit="redis-server.service", restart_on=[files])
 
 
-redis()
+if belongs_here("redis"):
+    redis()

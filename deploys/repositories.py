@@ -14,7 +14,7 @@ from minipc import keys
 from minipc.addresses import bracketed, known_host
 from minipc.components import backup_paths
 from minipc.config import Settings
-from minipc.deploying import config, not_exercised, offsite_address, secrets
+from minipc.deploying import belongs_here, config, not_exercised, offsite_address, secrets
 from minipc.guards import refuse_another_database
 from minipc.operations import Content, Directory, File, SecretFile, install, place
 from minipc.secrets import Secret
@@ -134,4 +134,5 @@ def _machine_settings(repos: list[int]) -> dict[str, Any]:
     }
 
 
-repositories()
+if belongs_here("repositories"):
+    repositories()

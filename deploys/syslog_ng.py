@@ -6,7 +6,7 @@ pyinfra inventory/production.py deploys/syslog_ng.py
 from pyinfra.api import deploy
 from pyinfra.operations import server
 
-from minipc.deploying import artifact, config
+from minipc.deploying import artifact, belongs_here, config
 from minipc.operations import Directory, File, install, place, unit
 
 STATE = "/var/lib/syslog-ng"
@@ -49,4 +49,5 @@ def syslog_ng() -> None:
     unit(name="activate", unit="syslog-ng.service", restart_on=[files])
 
 
-syslog_ng()
+if belongs_here("syslog_ng"):
+    syslog_ng()

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 from pyinfra import host
 from pyinfra.api import deploy
 
-from minipc.deploying import config, secrets
+from minipc.deploying import belongs_here, config, secrets
 from minipc.facts.machine import WireguardInKernel
 from minipc.operations import Directory, File, SecretFile, arm, confirm, install, place, unit, units
 from minipc.secrets.catalogue import VPN_KEY
@@ -78,4 +78,5 @@ def vpn() -> None:
     units(name="listen for who comes through it", units=sockets, restart_on=[doors])
 
 
-vpn()
+if belongs_here("vpn"):
+    vpn()

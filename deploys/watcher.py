@@ -13,7 +13,7 @@ from pyinfra.operations import server
 from minipc import keys
 from minipc.config import Settings
 from minipc.config.schema import WatcherSettings
-from minipc.deploying import config, not_exercised, secrets
+from minipc.deploying import belongs_here, config, not_exercised, secrets
 from minipc.operations import Content, Directory, File, SecretFile, install, place, unit
 from minipc.secrets import Secret
 from minipc.secrets.catalogue import TLS_KEY, WATCHER_ALIVE_URL, WATCHER_CHANNELS, WATCHER_PING_TOKEN
@@ -101,4 +101,5 @@ def _told(settings: WatcherSettings, found: dict[str, Secret]) -> dict[str, Any]
     return secret | ({"alive_url": found["alive"].reveal()} if "alive" in found else {})
 
 
-watcher()
+if belongs_here("watcher"):
+    watcher()

@@ -9,7 +9,7 @@ from pyinfra.api import deploy
 from pyinfra.operations import server
 
 from minipc.config import Settings
-from minipc.deploying import artifact, config, secrets
+from minipc.deploying import artifact, belongs_here, config, secrets
 from minipc.operations import Content, Directory, File, Placed, SecretFile, install, place, unit, units
 from minipc.operations.k3s import secret_present
 from minipc.paths import ROOT
@@ -129,4 +129,5 @@ def _environment(settings: Settings, passwords: dict[str, Secret]) -> dict[str, 
     }
 
 
-workload()
+if belongs_here("workload"):
+    workload()

@@ -392,7 +392,7 @@ alertmanager_runbook_url = "docs/runbook-triage.md"
 loki_port = 3100
 # OPTIONAL. Loopback port on which its parts talk to each other. Loki's own.
 loki_grpc_port = 9095
-# OPTIONAL. Days logs are kept. 31: as the journal, an incident found at the end of the month can still be read.
+# OPTIONAL. Days logs are kept: the journal's 30 and one; an incident found at the end of the month can still be read.
 loki_days = 31
 # OPTIONAL. Disk space, MB; where logs need more they are kept for less long, at least a day.
 loki_max_disk_mb = 10240

@@ -19,3 +19,6 @@ vpn_peers = read_peers()
 # firewall_operator_access = "vpn"
 
 edge_domain = "service.example.org"
+
+# The machine in `offsite` that keeps the backups. Without one no data outlives this machine.
+# backups_offsite = "offsite"

@@ -7,10 +7,7 @@ from minipc.inventory import target
 # How to add it: docs/howto/first-machine.md, step 2.
 offsite: list[str] = []
 
-# Further machines of the cluster, for more pods (docs/reference/k3s_agent.md). Enrol each the same way, and set
-# k3s_node_ip of the mini PC. Import agent_machine beside target.
-#   production += [agent_machine("agent", address="192.168.1.11", server="minipc", key="~/.ssh/id_ed25519")]
-#   k3s_agents = ["agent"]
+# Those in `production` that are further machines of the cluster, for more pods: docs/reference/k3s_agent.md.
 k3s_agents: list[str] = []
 
 production = [

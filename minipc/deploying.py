@@ -18,7 +18,7 @@ from pyinfra.api import Host
 from pyinfra.facts.server import Arch
 
 from minipc.artifacts import Artifact, resolve
-from minipc.components import Role, role_of
+from minipc.components import BY_NAME, Role, role_of
 from minipc.config import Settings, parse
 from minipc.errors import MinipcError, RefusedError
 from minipc.facts.k3s import InterfaceOf
@@ -89,6 +89,15 @@ def offsite_address() -> str | None:
 def role() -> Role:
     """What the machine is, by the lists of the inventory that it is in."""
     return role_of(context.host.groups)
+
+
+def belongs_here(component: str) -> bool:
+    """Whether the machine is one for that component: nothing of the mini PC gets onto another machine of the inventory,
+    its VPN's key least of all, when a deploy file is run without `--limit`."""
+    if role() in BY_NAME[component].roles:
+        return True
+    logger.info("%s: %s does not belong on this machine (%s): left out", context.host.name, component, role())
+    return False
 
 
 def cluster_server() -> str | None:

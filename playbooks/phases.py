@@ -91,8 +91,8 @@ DATA = Phase(
     "restored, up to the last archived transaction",
     components=("repositories", "postgres"),
     after=(
-        "ssh HOST cat /var/lib/minipc/backups/restore.json",
-        "ssh HOST \"runuser -u postgres -- psql -Atc 'SELECT max(at) FROM heartbeat' minipc\"",
+        "ssh root@ADDRESS cat /var/lib/minipc/backups/restore.json",
+        "ssh root@ADDRESS \"runuser -u postgres -- psql -Atc 'SELECT max(at) FROM heartbeat' minipc\"",
     ),
     done_when="the database takes writes; each data class is counted; the newest heartbeat is within the RPO's budget",
 )

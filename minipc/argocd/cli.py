@@ -12,7 +12,7 @@ from minipc.errors import CouldNotVerifyError
 
 @click.group()
 def argocd() -> None:
-    """ArgoCD's own part of the deploy repository."""
+    """ArgoCD itself: its manifest and key for the deploy repository, and its sync."""
 
 
 @argocd.command()
@@ -25,6 +25,19 @@ def manifest() -> None:
     if found.path is None:
         raise CouldNotVerifyError(f"argocd-manifest: {found.why_missing}", "minipc artifacts fetch argocd-manifest")
     click.echo(render(found.path).decode(), nl=False)
+
+
+@argocd.command()
+@click.option(
+    "--inventory", "environment", type=click.Choice(["production", "lab"]), default="production", show_default=True
+)
+def key(environment: Any) -> None:
+    """Print the public half of the key that reads the deploy repository: add it there, as a read-only deploy key."""
+    from minipc.keys import public_key
+    from minipc.secrets import open_store
+    from minipc.secrets.catalogue import ARGOCD_DEPLOY_KEY
+
+    click.echo(public_key(open_store(environment).get(ARGOCD_DEPLOY_KEY)))
 
 
 @argocd.command()

@@ -20,7 +20,7 @@ from pyinfra.operations import apt
 from minipc import deploying
 from minipc.argocd import manifest
 from minipc.artifacts import Artifact
-from minipc.components import Role, select
+from minipc.components import COMPONENTS, Role, select
 from minipc.config import Settings, load
 from minipc.facts import memory
 from minipc.operations import packages
@@ -61,11 +61,17 @@ class Done:
 
 
 def run_deploys(
-    monkeypatch: pytest.MonkeyPatch, role: Role = "mini", *, ssh_hostname: str = LAN, **overrides: Any
+    monkeypatch: pytest.MonkeyPatch,
+    role: Role = "mini",
+    *,
+    foreign: bool = False,
+    ssh_hostname: str = LAN,
+    **overrides: Any,
 ) -> Done:
     """All deploys of a machine of the lab.
 
     Args:
+        foreign: also those that belong on other machines, as without `--limit`.
         ssh_hostname: where the converge comes in.
         overrides: of group_data.
     """
@@ -83,7 +89,7 @@ def run_deploys(
     done = Done()
     host = state.inventory.get_host(alias)
     with context.ctx_state.use(state), context.ctx_inventory.use(state.inventory), context.ctx_host.use(host):
-        for component in select([], role):
+        for component in COMPONENTS if foreign else select([], role):
             done.deploys[component.name] = runpy.run_path(str(ROOT / component.deploy))
     names = [name for operation in host.op_hash_order for name in state.op_meta[operation].names]
     done.operations = [split_name(name) for name in names]

@@ -50,6 +50,15 @@ def test_site_has_for_each_role_what_belongs_there(lists, role, monkeypatch):
     assert included == [component.deploy for component in COMPONENTS if role in component.roles]
 
 
+@pytest.mark.parametrize("role", ["mini", "offsite", "agent"])
+def test_a_deploy_run_without_limit_changes_nothing_on_a_machine_that_it_is_not_for(role, monkeypatch):
+    """Else the mini PC's VPN key would get onto the off-site machine."""
+    found = run_deploys(monkeypatch, role, foreign=True)
+    there = {component for component, _ in found.operations}
+    assert there
+    assert there <= {component.name for component in COMPONENTS if role in component.roles}
+
+
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_component_has_its_rooms(name):
     component = BY_NAME[name]
