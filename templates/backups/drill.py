@@ -60,6 +60,7 @@ RECOVERY_WAIT_S = 6 * 3600
 START_WAIT_S = 60
 MIGRATION_S = 600
 JOB = "drill-migrate"
+SERVER = {"node-role.kubernetes.io/control-plane": "true"}
 VERDICTS = {EXIT_PASS: "pass", EXIT_FAIL: "fail", EXIT_COULD_NOT_VERIFY: "could-not-verify"}
 COMPARE = {
     "==": operator.eq,
@@ -297,13 +298,13 @@ class Drill:
             released: name of that job.
             environment: what is different for this one.
         """
-        try:
-            job = json.loads(kubectl("get", "job", released, "--output=json"))
-        except FailedError as error:
+        found = kubectl("get", "job", released, "--output=json", "--ignore-not-found")
+        if not found:
             self.result["not_exercised"].append(
-                {"what": "migrations on the restored database", "why": f"no release in the cluster has any: {error}"}
+                {"what": "migrations on the restored database", "why": f"no release has left a job {released}"}
             )
             return
+        job = json.loads(found)
         remove_job()
         try:
             kubectl("create", "--filename=-", stdin=json.dumps(drill_job(job, environment)))
@@ -439,9 +440,12 @@ def environment_file(path: Path) -> dict[str, str]:
 
 
 def kubectl(*words: str, stdin: str = "") -> str:
-    """Asks the cluster, in the service's namespace."""
+    """Asks the cluster, in the service's namespace. Raises FailedError: it tells nothing about the backup."""
     argv = ["k3s", "kubectl", "--namespace=workload", "--request-timeout=20s", *words]
-    return run(argv, 60, stdin, {"HOME": "/tmp"})  # noqa: S108 - the unit's own; kubectl keeps what it learnt there
+    try:
+        return run(argv, 60, stdin, {"HOME": "/tmp"})  # noqa: S108 - the unit's own; what kubectl learnt is kept there
+    except FailedError as error:
+        raise FailedError(f"the cluster could not be asked: {error}", EXIT_COULD_NOT_VERIFY) from None
 
 
 def drill_job(released: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
@@ -450,9 +454,18 @@ def drill_job(released: dict[str, Any], environment: dict[str, str]) -> dict[str
     Args:
         released: the job as the cluster has it.
         environment: variables that are added, or have another value.
+
+    Raises:
+        FailedError: a container takes its database from elsewhere: it would change the living one.
     """
     pod = released["spec"]["template"]
-    for container in pod["spec"]["containers"]:
+    for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
+        if "DATABASE_HOST" not in {each["name"] for each in container.get("env", [])}:
+            raise FailedError(
+                f"the release's migration takes its database from elsewhere than DATABASE_HOST ({container['name']}): "
+                "it would not change the restored one",
+                EXIT_COULD_NOT_VERIFY,
+            )
         kept = [each for each in container.get("env", []) if each["name"] not in environment]
         container["env"] = kept + [{"name": name, "value": value} for name, value in environment.items()]
     # Those that the first job's controller has put there would make it take these pods for its own.
@@ -468,20 +481,24 @@ def drill_job(released: dict[str, Any], environment: dict[str, str]) -> dict[str
         "spec": {
             "backoffLimit": 0,
             "activeDeadlineSeconds": MIGRATION_S,
-            "template": {"metadata": metadata, "spec": pod["spec"]},
+            # Here: an agent may go at any moment, and its pods would never be over.
+            "template": {"metadata": metadata, "spec": pod["spec"] | {"nodeSelector": SERVER}},
         },
     }
 
 
 def wait_for_job() -> None:
     """Until the drill's job has succeeded. Raises FailedError with what it said."""
-    while True:
+    give_up_at = time.monotonic() + MIGRATION_S + 60
+    while time.monotonic() < give_up_at:
         status = json.loads(kubectl("get", "job", JOB, "--output=json")).get("status", {})
         if status.get("succeeded"):
             return
-        if any(each["type"] == "Failed" and each["status"] == "True" for each in status.get("conditions", [])):
+        true = {each["type"] for each in status.get("conditions", []) if each["status"] == "True"}
+        if true & {"Failed", "FailureTarget"}:
             raise FailedError(f"the migrations failed: {' | '.join(_last_words())}")
         time.sleep(0.5)
+    raise FailedError(f"the job {JOB} has not ended after {MIGRATION_S + 60} s", EXIT_COULD_NOT_VERIFY)
 
 
 def _last_words() -> list[str]:
@@ -498,7 +515,7 @@ def remove_job() -> None:
 
 def remove_scratch(programs: str) -> None:
     """Stops and removes the scratch cluster, also one that a killed drill has left."""
-    if (SCRATCH / "data/postmaster.pid").exists():
+    if _is_running():
         try:
             as_postgres([f"{programs}/pg_ctl", "stop", "-D", f"{SCRATCH}/data", "-m", "immediate", "-w", "-s"], 60)
         except FailedError as error:
@@ -507,12 +524,25 @@ def remove_scratch(programs: str) -> None:
         as_postgres(["rm", "-rf", "--", str(SCRATCH)])
 
 
+def _is_running() -> bool:
+    """Whether the scratch cluster's own server runs: after a power cut its number may be another's."""
+    try:
+        pid = int((SCRATCH / "data/postmaster.pid").read_text().split()[0])
+        return f"{SCRATCH}/data".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError, IndexError):
+        return False
+
+
 def publish() -> None:
     """Metrics of the last drill of each repository."""
     last: dict[str, dict[str, Any]] = {}
     passed: dict[str, float] = {}
     for path in sorted(RESULTS.glob("[0-9]*-repo*.json")):
-        result = read_json(path)
+        try:
+            result = read_json(path)
+        except ValueError:
+            say(f"{path} is no result: a power cut or a half restored copy? Left out")
+            continue
         last[f"repo{result['repo']}"] = result
         if result["verdict"] == "pass":
             passed[f"repo{result['repo']}"] = result["ended"]

@@ -83,6 +83,12 @@ def database(config: dict[str, Any], repo: int, kind: str) -> dict[str, Any]:
     """One backup of the database to one repository; its label and what it takes there."""
     pgbackrest(f"--stanza={config['stanza']}", f"--repo={repo}", f"--type={kind}", "backup")
     newest = repository(config["stanza"], repo)["backup"][-1]
+    # pgBackRest stores damaged pages as they are and calls that done.
+    if newest.get("error"):
+        raise FailedError(
+            f"{newest['label']} in repo{repo} holds damaged pages of the living database: `pgbackrest --stanza="
+            f"{config['stanza']} --repo={repo} --set={newest['label']} info` names them; earlier backups may be whole"
+        )
     return {"label": newest["label"], "size": newest["info"]["repository"]["delta"]}
 
 

@@ -31,6 +31,7 @@ from common import (
     FailedError,
     control_data,
     ended,
+    locked,
     pgbackrest,
     read_json,
     repository,
@@ -154,7 +155,8 @@ def recovered(config: dict[str, Any], *, accept_gap: bool) -> None:
     Raises:
         FailedError: it ended in an earlier segment than the last one that there was.
     """
-    until, end = read_json(OUTCOME).get("wal_until"), _end_of_recovery()
+    outcome, end = read_json(OUTCOME), _end_of_recovery()
+    until, accept_gap = outcome.get("wal_until"), accept_gap or bool(outcome.get("gap_accepted"))
     if until and end and (end - 1) // SEGMENT_BYTES < _number(until) and not accept_gap:
         write_file(UNFINISHED, ENDED_EARLY)
         raise FailedError(
@@ -410,6 +412,8 @@ def _write_cluster_configuration(account: pwd.struct_passwd) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(*(sys.argv[1:3] or ["refuse"])))
+        # One that a lost connection has left behind goes on: a second one would delete what it copies.
+        with locked("restore", 0, EXIT_REFUSED):
+            sys.exit(main(*(sys.argv[1:3] or ["refuse"])))
     except FailedError as error:
         sys.exit(ended(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -252,11 +253,41 @@ def test_a_migration_that_fails_in_the_cluster_fails_the_drill_and_leaves_nothin
 
 
 def test_without_a_release_in_the_cluster_migrations_are_not_exercised(drill, monkeypatch):
-    asked = answers(monkeypatch, drill, get=drill.FailedError('jobs.batch "migrate" not found'))
+    asked = answers(monkeypatch, drill, get="")
     one = SimpleNamespace(result={"not_exercised": []})
     drill.Drill.migrate_in_the_cluster(one, "migrate", {})
-    assert '"migrate" not found' in one.result["not_exercised"][0]["why"]
+    assert one.result["not_exercised"][0]["why"] == "no release has left a job migrate"
     assert asked == ["get"]
+
+
+def test_a_cluster_that_does_not_answer_is_no_verdict_on_the_backup(drill, monkeypatch):
+    def run(*_):
+        raise drill.FailedError("connection refused")
+
+    monkeypatch.setattr(drill, "run", run)
+    with pytest.raises(drill.FailedError, match="could not be asked: connection refused") as error:
+        drill.kubectl("get", "job")
+    assert error.value.code == 4
+
+
+def test_a_migration_that_takes_its_database_from_elsewhere_is_not_run(drill):
+    """It would change the living one."""
+    job = json.loads(json.dumps(RELEASED))
+    job["spec"]["template"]["spec"]["initContainers"] = [{"name": "first", "env": []}]
+    with pytest.raises(drill.FailedError, match=r"elsewhere than DATABASE_HOST \(first\)") as error:
+        drill.drill_job(job, {"DATABASE_HOST": "10.88.0.1"})
+    assert error.value.code == 4
+
+
+def test_a_number_that_is_anothers_by_now_is_not_stopped(drill, monkeypatch, tmp_path):
+    monkeypatch.setattr(drill, "SCRATCH", tmp_path)
+    (tmp_path / "data").mkdir()
+    assert not drill._is_running()
+    (tmp_path / "data/postmaster.pid").write_text(f"{os.getpid()}\n{tmp_path}/data\n")
+    assert not drill._is_running()
+    with subprocess.Popen([sys.executable, "-c", "input()", "-D", f"{tmp_path}/data"], stdin=subprocess.PIPE) as server:
+        (tmp_path / "data/postmaster.pid").write_text(f"{server.pid}\n")
+        assert drill._is_running()
 
 
 def test_the_scratch_configuration_shares_nothing_with_the_live_one(drill):
