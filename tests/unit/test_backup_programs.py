@@ -147,6 +147,17 @@ def test_a_backup_that_never_succeeded_has_no_time_of_success(backup, common):
     assert not [name for name in metrics(common, "minipc_backups") if "last_success" in name]
 
 
+def test_a_backup_of_damaged_pages_is_no_success(backup, monkeypatch):
+    """pgBackRest ends with 0."""
+    newest = {"label": "20261127-020000F", "error": True, "info": {"repository": {"delta": 1}}}
+    monkeypatch.setattr(backup, "pgbackrest", lambda *_: "")
+    monkeypatch.setattr(backup, "repository", lambda *_: {"backup": [newest]})
+    with pytest.raises(backup.FailedError, match="20261127-020000F in repo1 holds damaged pages"):
+        backup.database({"stanza": "main"}, 1, "full")
+    newest["error"] = False
+    assert backup.database({"stanza": "main"}, 1, "full")["label"] == "20261127-020000F"
+
+
 def test_one_repository_that_fails_does_not_keep_the_next_from_being_tried(backup, common, monkeypatch):
     def database(config, repo, kind):
         if repo == 1:
@@ -158,6 +169,14 @@ def test_one_repository_that_fails_does_not_keep_the_next_from_being_tried(backu
 
 
 # --- drill ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_that_a_power_cut_has_torn_hides_no_other(drill, common):
+    (drill.RESULTS / "20261101-000000-repo1.json").write_text('{"repo": 1, "ver')
+    good = {"repo": 2, "verdict": "pass", "started": 1.0, "ended": 2.0, "rpo_seconds": 3.0}
+    (drill.RESULTS / "20261102-000000-repo2.json").write_text(json.dumps(good))
+    drill.publish()
+    assert metrics(common, "minipc_drill")['minipc_drill_duration_seconds{repo="repo2"}'] == 1
 
 
 @pytest.mark.parametrize(
