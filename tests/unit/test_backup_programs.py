@@ -304,7 +304,9 @@ def test_a_number_that_is_anothers_by_now_is_not_stopped(drill, monkeypatch, tmp
     assert not drill._is_running()
     (tmp_path / "data/postmaster.pid").write_text(f"{os.getpid()}\n{tmp_path}/data\n")
     assert not drill._is_running()
-    with subprocess.Popen([sys.executable, "-c", "input()", "-D", f"{tmp_path}/data"], stdin=subprocess.PIPE) as server:
+    argv = [sys.executable, "-c", "print(flush=True); input()", "-D", f"{tmp_path}/data"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        server.stdout.readline()  # it runs
         (tmp_path / "data/postmaster.pid").write_text(f"{server.pid}\n")
         assert drill._is_running()
 
