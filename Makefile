@@ -1,13 +1,13 @@
-# Only bootstraps .venv and calls the CLI; `make help` lists the targets, `minipc --help` everything else.
+# Creates .venv and calls the CLI. `make` lists the targets, `minipc --help` lists everything else.
 SHELL := /bin/bash
 VENV := .venv
 BACKEND ?= nspawn
 READY := $(VENV)/.ready
 
-.PHONY: help rehearse test test-long bench lint setup clean
-.DEFAULT_GOAL := rehearse
+.PHONY: help rehearse test test-long bench lint docs lock setup clean
+.DEFAULT_GOAL := help
 
-help: ## the targets
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 rehearse: setup ## build a machine, use it, lose it, rebuild it from the off-site copy, report; ARGS=--keep keeps it
@@ -22,8 +22,16 @@ test-long: setup ## fault tables, emulation, large data; stores a dated record
 bench: setup ## ratios against Ansible and plain shell, measured side by side in one run
 	$(VENV)/bin/python -m bench $(ARGS)
 
-lint: setup ## static checks: ruff, mypy
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+lint: setup ## run the static checks: Python, spelling, shell, YAML, links, documentation site
+	$(VENV)/bin/pre-commit run --all-files
+
+docs: setup ## build the documentation site into site/
+	$(VENV)/bin/mkdocs build --strict
+
+lock: ## regenerate requirements.lock from pyproject.toml, with uv; ARGS=--upgrade takes the newest versions
+	@command -v uv >/dev/null || { echo "uv is missing: pipx install uv"; exit 1; }
+	uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes --no-annotate --no-header \
+	  --no-emit-index-url --quiet --output-file requirements.lock $(ARGS) pyproject.toml
 
 setup: $(READY) ## .venv from requirements.lock
 

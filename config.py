@@ -2,7 +2,7 @@
 
 from pyinfra import config
 
-from minipc.guards import refuse_unsafe_options
+from minipc.pyinfra_ext.guards import refuse_unsafe_options
 
 config.REQUIRE_PYINFRA_VERSION = ">=3.10,<4"
 # Debian 13 keeps /tmp in memory.

@@ -1,4 +1,4 @@
-"""Side-by-side measurements against Ansible, a plain shell script and testinfra as it comes: `make bench`.
+"""Benchmarks against Ansible, a plain shell script and testinfra's default backend: `make bench`.
 
 What is measured and how: docs/reference/benchmarks.md.
 """

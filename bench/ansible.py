@@ -1,4 +1,4 @@
-"""ansible-core in an environment of its own, set up the way that is fast: pipelining, one connection kept open."""
+"""Run ansible-core in a separate environment, with its fastest setup: pipelining, one connection that stays open."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.rivals import Rivals
+from bench.baselines import Baselines
 from bench.timing import Sample, timed
-from minipc.errors import MinipcError
-from minipc.paths import cache_dir
+from minipc.core.errors import MinipcError
+from minipc.core.paths import cache_dir
 
 VERSION = "2.19.14"
 INSTALL_TIMEOUT_S = 600
 
 
 def ensure_ansible() -> Path:
-    """The folder with Ansible's programs; installed from the package index into the cache when missing.
+    """Return the folder with Ansible's programs. Install them from the package index into the cache if missing.
 
     Raises:
         MinipcError: it could not be installed; with pip's last lines.
@@ -35,7 +35,7 @@ def ensure_ansible() -> Path:
             done = subprocess.run(argv, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S)
             if done.returncode:
                 tail = "\n".join(done.stderr.splitlines()[-5:])
-                raise MinipcError(f"ansible-core {VERSION} can't be installed:\n{tail}", "check the package index")
+                raise MinipcError(f"ansible-core {VERSION} cannot be installed:\n{tail}", "check the package index")
         ready.touch()
     return environment / "bin"
 
@@ -44,16 +44,16 @@ def _pip(environment: Path) -> list[str]:
     return [str(environment / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
 
 
-def configure(rivals: Rivals, alias: str, data: dict[str, Any]) -> None:
-    """Writes Ansible's configuration and inventory beside the playbook."""
+def configure(baselines: Baselines, alias: str, data: dict[str, Any]) -> None:
+    """Write Ansible's configuration and inventory next to the playbook."""
     configuration = configparser.ConfigParser(interpolation=None)
     configuration["defaults"] = {
-        "inventory": str(rivals.folder / "hosts.yml"),
+        "inventory": str(baselines.folder / "hosts.yml"),
         "gathering": "explicit",
         "host_key_checking": "True",
         "nocows": "True",
         "retry_files_enabled": "False",
-        "local_tmp": str(rivals.folder / "tmp"),
+        "local_tmp": str(baselines.folder / "tmp"),
     }
     configuration["ssh_connection"] = {
         "pipelining": "True",
@@ -63,7 +63,7 @@ def configure(rivals: Rivals, alias: str, data: dict[str, Any]) -> None:
         # A socket's path may have 104 bytes at most.
         "control_path_dir": f"/tmp/minipc-bench-{alias}",
     }
-    with (rivals.folder / "ansible.cfg").open("w", encoding="utf-8") as file:
+    with (baselines.folder / "ansible.cfg").open("w", encoding="utf-8") as file:
         configuration.write(file)
     host = {
         "ansible_host": data["ssh_hostname"],
@@ -72,23 +72,23 @@ def configure(rivals: Rivals, alias: str, data: dict[str, Any]) -> None:
         "ansible_python_interpreter": "/usr/bin/python3",
     }
     lines = [f"    {alias}:", *(f"      {key}: {value}" for key, value in host.items())]
-    (rivals.folder / "hosts.yml").write_text("all:\n  hosts:\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    (baselines.folder / "hosts.yml").write_text("all:\n  hosts:\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
-def play(rivals: Rivals, programs: Path, log: Path, alias: str) -> tuple[Sample, int]:
-    """Runs the playbook; returns how long it took and how many tasks changed something.
+def play(baselines: Baselines, programs: Path, log: Path, alias: str) -> tuple[Sample, int]:
+    """Run the playbook. Return its time and how many tasks changed something.
 
     Raises:
         MinipcError: a task failed.
     """
     before = log.stat().st_size if log.exists() else 0
-    variables = {"ANSIBLE_CONFIG": str(rivals.folder / "ansible.cfg"), "LC_ALL": "C.UTF-8", "ANSIBLE_NOCOLOR": "1"}
-    sample = timed([str(programs / "ansible-playbook"), str(rivals.folder / "site.yml")], log, alias, variables)
+    variables = {"ANSIBLE_CONFIG": str(baselines.folder / "ansible.cfg"), "LC_ALL": "C.UTF-8", "ANSIBLE_NOCOLOR": "1"}
+    sample = timed([str(programs / "ansible-playbook"), str(baselines.folder / "site.yml")], log, alias, variables)
     return sample, changed_tasks(log.read_text(errors="replace")[before:])
 
 
 def changed_tasks(said: str) -> int:
-    """From the recap that `ansible-playbook` ends with.
+    """Return the number of changed tasks, from the recap of `ansible-playbook`.
 
     Raises:
         MinipcError: there is none.

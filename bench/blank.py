@@ -1,6 +1,6 @@
-"""From nothing to a service that answers: against a plain shell script that installs and places the same.
+"""From a blank machine to a service that answers, compared with a shell script that installs the same.
 
-Both sides end with the same check: healthy, through the public door, with a valid certificate. A script has no more
+Both sides end with the same check: healthy, through the public ingress, with a valid certificate. A script has no more
 checks than that; ours then runs all it has, which is shown but not compared.
 """
 
@@ -15,20 +15,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.baselines import Baselines
 from bench.machine import enrol, wait_for_answer
 from bench.results import Measurement, operations, shares_of
-from bench.rivals import Rivals
 from bench.script import MARK
 from bench.timing import Sample, alternate, cpu_ratio, machine_cpu_seconds, ratio
-from minipc import lab
-from minipc.components import deploy_files
-from minipc.converge import converge
-from minipc.errors import MinipcError
-from minipc.inventory import the_target
-from minipc.records import Gate
-from minipc.run import Run
-from minipc.timeline import read
-from minipc.verification import verify
+from minipc.config.components import deploy_files
+from minipc.core.environment import LAB
+from minipc.core.errors import MinipcError
+from minipc.evidence.event_stream import read
+from minipc.evidence.records import Gate
+from minipc.evidence.run import Run
+from minipc.pyinfra_ext.converge import converge
+from minipc.remote.inventory import the_target
+from minipc.verification.runner import verify
+from rehearsal import lab
 
 TIMES_THE_SCRIPT = 1.3
 SCRIPT_TIMEOUT_S = 900
@@ -39,8 +40,8 @@ ALL_CHECKS = "all checks (not compared)"
 Stages = dict[str, float]
 
 
-def measure(run: Run, rivals: Rivals, rounds: int) -> Measurement:
-    """A new machine for each run."""
+def measure(run: Run, baselines: Baselines, rounds: int) -> Measurement:
+    """Measure each run on a new machine."""
     stages: dict[str, Stages] = {}
 
     def in_phase(name: str, contestant: Callable[[Stages, int], float]) -> Callable[[int], Sample]:
@@ -57,7 +58,7 @@ def measure(run: Run, rivals: Rivals, rounds: int) -> Measurement:
     began = time.time()
     contestants: dict[str, Callable[[Stages, int], float]] = {
         "minipc": lambda taken, number: _ours(run, taken, check_all=number == rounds),
-        "shell script": lambda taken, number: _script(run, rivals, taken),
+        "shell script": lambda taken, number: _script(run, baselines, taken),
     }
     ours, theirs = alternate({name: in_phase(name, each) for name, each in contestants.items()}, rounds)
     last = operations(read(run.events), since=began)
@@ -66,18 +67,18 @@ def measure(run: Run, rivals: Rivals, rounds: int) -> Measurement:
     )
     remarks = [f"CPU: minipc takes {cpu_ratio(ours, theirs):.2f} × the script"]
     remarks += [f"{name}, last run: {_words(taken)}" for name, taken in stages.items()]
-    remarks += [f"the script is spared: {what}" for what in rivals.left_out_of_script]
+    remarks += [f"the script is spared: {what}" for what in baselines.left_out_of_script]
     return Measurement(
         "From nothing to a service that answers",
         [ours, theirs],
         [gate],
-        shares_of(last[-rivals.operations :]),
+        shares_of(last[-baselines.operations :]),
         remarks,
     )
 
 
 def _ours(run: Run, taken: Stages, *, check_all: bool) -> float:
-    """Returns user and system time until the service answered."""
+    """Return user and system time until the service answered."""
     before = _cpu_seconds()
     with _stage(taken, "boot"):
         machine = lab.up("bench-blank")
@@ -85,27 +86,27 @@ def _ours(run: Run, taken: Stages, *, check_all: bool) -> float:
         with _stage(taken, "adopt"):
             target = enrol(machine)
         with _stage(taken, "converge"):
-            converge("lab", deploy_files(), log=run.log, events=run.events, limit=machine.name)
+            converge(LAB, deploy_files(), log=run.log, events=run.events, limit=machine.name)
         with _stage(taken, "answers"):
             wait_for_answer(target, machine.public_ipv4)
         used = _cpu_seconds() - before + machine_cpu_seconds(machine.name)
         if check_all:
             with _stage(taken, ALL_CHECKS):
-                verify("lab", target, [], events=run.events, log=run.log).demand()
+                verify(LAB, target, [], events=run.events, log=run.log).demand()
     finally:
         lab.down(machine.name)
     return used
 
 
-def _script(run: Run, rivals: Rivals, taken: Stages) -> float:
-    """Returns user and system time until the service answered."""
+def _script(run: Run, baselines: Baselines, taken: Stages) -> float:
+    """Return user and system time until the service answered."""
     before = _cpu_seconds()
     with _stage(taken, "boot"):
         machine = lab.up("bench-script")
     try:
-        _install(machine, rivals.folder / "kit", run.log, taken)
+        _install(machine, baselines.folder / "kit", run.log, taken)
         with _stage(taken, "answers"):
-            wait_for_answer(the_target("lab", machine.name), machine.public_ipv4)
+            wait_for_answer(the_target(LAB, machine.name), machine.public_ipv4)
         used = _cpu_seconds() - before + machine_cpu_seconds(machine.name)
     finally:
         lab.down(machine.name)
@@ -113,7 +114,7 @@ def _script(run: Run, rivals: Rivals, taken: Stages) -> float:
 
 
 def _install(machine: lab.Machine, kit: Path, log: Path, taken: Stages) -> None:
-    """The whole script over one SSH session; its marks tell the stages apart."""
+    """Run the whole script over one SSH session; its marks separate the stages."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for path in sorted(kit.iterdir()):
@@ -154,6 +155,6 @@ def _words(taken: Stages) -> str:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of those it waited for."""
+    """Return the CPU seconds of this process and of the processes it waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system

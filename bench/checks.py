@@ -1,4 +1,4 @@
-"""`minipc verify` of all components: against the same checks over testinfra's `ssh://` backend as it comes.
+"""`minipc verify` of all components, compared with the same checks over testinfra's default `ssh://` backend.
 
 Both leave out the checks that stop something on the machine, as in production, and those of a client on the public or
 the operator side: they wait for services and for silence, not for SSH.
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from bench.results import Measurement
 from bench.timing import Sample, alternate, cpu_ratio, ratio, timed
-from minipc import ssh
-from minipc.components import select
-from minipc.inventory import Target
-from minipc.paths import ROOT
-from minipc.records import Gate
-from minipc.run import Run
-from minipc.variables import ENVIRONMENT_VARIABLE, HOST_VARIABLE
+from minipc.config.components import select
+from minipc.core.paths import ROOT
+from minipc.core.variables import ENVIRONMENT_VARIABLE, HOST_VARIABLE
+from minipc.evidence.records import Gate
+from minipc.evidence.run import Run
+from minipc.remote import ssh
+from minipc.remote.inventory import Target
 
 FASTER_THAN_TESTINFRA = 5.0
 CONFIG_VARIABLE = "MINIPC_BENCH_SSH_CONFIG"
@@ -26,7 +26,7 @@ SELECTION = {"PYTEST_ADDOPTS": "-m 'not disturbs and not outside'"}
 
 
 def measure(run: Run, target: Target, rounds: int) -> Measurement:
-    """Runs all checks in turn."""
+    """Run all checks, one contestant after the other."""
     ours, theirs = alternate(
         {
             "minipc verify": lambda number: _ours(run, target, number, rounds),
@@ -70,5 +70,5 @@ def _in_phase(run: Run, name: str, contestant: Callable[[], Sample]) -> Sample:
 
 
 def without_sharing(config: str) -> str:
-    """The ssh_config without the lines that let connections be shared."""
+    """Return the ssh_config without the lines for shared connections."""
     return "".join(line for line in config.splitlines(keepends=True) if not line.strip().startswith("Control"))

@@ -1,1 +1,1 @@
-"""An empty deploy: what pyinfra takes to import, read the inventory and connect. The floor of a converge."""
+"""An empty deploy: the time that pyinfra needs to import, read the inventory and connect."""

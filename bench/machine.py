@@ -1,57 +1,58 @@
-"""The machines that are measured: disposable, brought up, enrolled and converged by the playbooks' own parts."""
+"""The machines that are measured: disposable, created, enrolled and converged with functions of the playbooks."""
 
 from __future__ import annotations
 
 import subprocess
-import time
 from pathlib import Path
 
-from minipc import lab, ssh
-from minipc.errors import MinipcError
-from minipc.inventory import Target, the_target
-from minipc.lab.inventory import entry, pin_lab_machine
-from minipc.paths import state_dir
+from minipc.core.environment import LAB
+from minipc.core.errors import MinipcError
+from minipc.core.paths import state_dir
+from minipc.core.polling import wait_until
+from minipc.remote import ssh
+from minipc.remote.inventory import Target, the_target
 from minipc.secrets.generate import generate
 from playbooks.adopt import adopt
+from rehearsal import lab
+from rehearsal.lab.inventory import entry
 
 ANSWER_TIMEOUT_S = 60
 
 
 def prepare() -> None:
-    """Programs, base image and the lab's secrets: what every contestant finds ready."""
+    """Prepare programs, base image and the lab's secrets, which every contestant uses."""
     lab.ensure_prerequisites(install=True)
     lab.ensure_image()
     generate("lab")
 
 
 def enrol(machine: lab.Machine) -> Target:
-    """The machine as a target of the inventory `lab`, adopted."""
-    adopt(entry(machine), machine.host_key_fingerprint, pin_lab_machine)
-    return the_target("lab", machine.name)
+    """Adopt the machine and return it as a target of the inventory `lab`."""
+    adopt(LAB, entry(machine), machine.host_key_fingerprint)
+    return the_target(LAB, machine.name)
 
 
 def wait_for_answer(target: Target, address: str) -> None:
-    """Until the service answers healthy through the public door, with a certificate that its own authority signed.
+    """Wait until the service answers through the public ingress, with a certificate of the internal authority.
 
     Raises:
         MinipcError: it did not within a minute.
     """
-    domain = target.settings.edge.domain
+    domain = target.settings.services.domain or ""
     config = ssh.write_config([(target.alias, target.data)])
     authority = state_dir("bench") / f"{target.alias}.crt"
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
-    answer = "no certificate authority yet"
-    while time.monotonic() < deadline:
+
+    def ask() -> str:
         if not authority.exists() or not authority.stat().st_size:
             root = "/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
             authority.write_bytes(ssh.run(config, target.alias, f"cat {root} 2>/dev/null || true").stdout)
-        else:
-            answer = _ask(domain, address, authority)
-            if answer == "200":
-                authority.unlink()
-                return
-        time.sleep(0.1)
-    raise MinipcError(f"{domain} on {target.alias} did not answer healthy: {answer}", "look at its journal")
+            return "no certificate authority yet"
+        return _ask(domain, address, authority)
+
+    answer = wait_until(ask, within_s=ANSWER_TIMEOUT_S, until=lambda answer: answer == "200")
+    if answer != "200":
+        raise MinipcError(f"{domain} on {target.alias} did not answer healthy: {answer}", "look at its journal")
+    authority.unlink()
 
 
 def _ask(domain: str, address: str, authority: Path) -> str:

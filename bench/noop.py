@@ -1,4 +1,4 @@
-"""A converge of everything that finds nothing to do: against ansible-core, and against pyinfra doing nothing at all."""
+"""A converge of everything without changes, compared with ansible-core and with an empty pyinfra deploy."""
 
 from __future__ import annotations
 
@@ -9,43 +9,45 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import ansible
+from bench.baselines import Baselines
 from bench.results import Measurement, Share, operations, shares_of
-from bench.rivals import Rivals
 from bench.timing import Sample, alternate, cpu_ratio, ratio, timed
-from minipc.components import deploy_files
-from minipc.converge import pyinfra_command
-from minipc.errors import MinipcError
-from minipc.inventory import Target
-from minipc.paths import ROOT
-from minipc.records import Gate
-from minipc.run import Run
-from minipc.timeline import read
-from minipc.variables import EVENTS_VARIABLE
+from minipc.config.components import deploy_files
+from minipc.core.environment import LAB
+from minipc.core.errors import MinipcError
+from minipc.core.paths import ROOT
+from minipc.core.variables import EVENTS_VARIABLE
+from minipc.evidence.event_stream import read
+from minipc.evidence.records import Gate
+from minipc.evidence.run import Run
+from minipc.pyinfra_ext.converge import pyinfra_command
+from minipc.remote.inventory import Target
 
 FASTER_THAN_ANSIBLE = 10.0
 TIMES_THE_FLOOR = 3.0
 SETTLING_RUNS = 3
 
 
-def measure(run: Run, target: Target, rivals: Rivals, rounds: int) -> Measurement:
-    """Converges until both find nothing to do, then times that in turn."""
+def measure(run: Run, target: Target, baselines: Baselines, rounds: int) -> Measurement:
+    """Converge until both find nothing to change, then time both, one after the other."""
     with run.phase("no-op: install Ansible", ansible.VERSION):
         programs = ansible.ensure_ansible()
-        ansible.configure(rivals, target.alias, target.data)
+        ansible.configure(baselines, target.alias, target.data)
     with run.phase("no-op: let Ansible settle") as detail:
-        detail(f"{_settle(run, target, rivals, programs)} runs until it found nothing to do")
+        detail(f"{_settle(run, target, baselines, programs)} runs until it found nothing to do")
     contestants: dict[str, Callable[[], Sample]] = {
         "an empty deploy (the floor)": lambda: timed(
             _command(target, str(ROOT / "bench/empty.py")), run.log, target.alias
         ),
         "pyinfra, deploys/site.py": lambda: _converge(run, target),
-        "ansible-playbook, the same resources": lambda: _play(run, target, rivals, programs),
+        "ansible-playbook, the same resources": lambda: _play(run, target, baselines, programs),
     }
     floor, ours, theirs = alternate(
-        {name: _in_phase(run, f"no-op, {name}", rounds, contestant) for name, contestant in contestants.items()}, rounds
+        {name: in_phase(run, f"no-op, {name}", rounds, contestant) for name, contestant in contestants.items()}, rounds
     )
-    remarks = [f"{rivals.operations} operations; Ansible: {rivals.tasks} tasks, {rivals.resources} with loops unrolled"]
-    remarks += [f"Ansible is spared: {what}" for what in rivals.left_out_of_playbook]
+    tasks = f"{baselines.tasks} tasks, {baselines.resources} with loops unrolled"
+    remarks = [f"{baselines.operations} operations; Ansible: {tasks}"]
+    remarks += [f"Ansible is spared: {what}" for what in baselines.left_out_of_playbook]
     remarks.append(
         f"CPU: Ansible takes {cpu_ratio(theirs, ours):.1f} × ours, ours {cpu_ratio(ours, floor):.1f} × the floor"
     )
@@ -63,7 +65,9 @@ def measure(run: Run, target: Target, rivals: Rivals, rounds: int) -> Measuremen
     )
 
 
-def _in_phase(run: Run, name: str, rounds: int, contestant: Callable[[], Sample]) -> Callable[[int], Sample]:
+def in_phase(run: Run, name: str, rounds: int, contestant: Callable[[], Sample]) -> Callable[[int], Sample]:
+    """Return a function that runs a contestant once, in a phase that names the round."""
+
     def once(number: int) -> Sample:
         with run.phase(f"{name}: {number} of {rounds}") as detail:
             sample = contestant()
@@ -74,13 +78,13 @@ def _in_phase(run: Run, name: str, rounds: int, contestant: Callable[[], Sample]
 
 
 def _command(target: Target, *files: str) -> list[str]:
-    return pyinfra_command("lab", files, "-y", "--limit", target.alias)
+    return pyinfra_command(LAB, files, "-y", "--limit", target.alias)
 
 
 def _converge(run: Run, target: Target, **variables: str) -> Sample:
     sample, changed = _converged(run, target, **variables)
     if changed:
-        raise MinipcError(f"{changed} operations changed something: this was no no-op", f"read {run.log}")
+        raise MinipcError(f"{changed} operations changed something, so this was not a no-op", f"read {run.log}")
     return sample
 
 
@@ -91,7 +95,7 @@ def _converged(run: Run, target: Target, **variables: str) -> tuple[Sample, int]
 
 
 def changed_operations(said: str) -> int:
-    """From the last line of pyinfra's table of results: operations, changed, failed, unchanged; `-` is none.
+    """Return the changed operations, from the last line of pyinfra's results: operations, changed, failed, unchanged.
 
     Raises:
         MinipcError: there is none.
@@ -102,17 +106,17 @@ def changed_operations(said: str) -> int:
     return 0 if found[1] == "-" else int(found[1])
 
 
-def _play(run: Run, target: Target, rivals: Rivals, programs: Path) -> Sample:
-    sample, changed = ansible.play(rivals, programs, run.log, target.alias)
+def _play(run: Run, target: Target, baselines: Baselines, programs: Path) -> Sample:
+    sample, changed = ansible.play(baselines, programs, run.log, target.alias)
     if changed:
-        raise MinipcError(f"{changed} of Ansible's tasks changed something: this was no no-op", f"read {run.log}")
+        raise MinipcError(f"{changed} of Ansible's tasks changed something, so this was not a no-op", f"read {run.log}")
     return sample
 
 
-def _settle(run: Run, target: Target, rivals: Rivals, programs: Path) -> int:
-    """Both in turn until neither changes anything: an unpacked archive has other times than our files, once."""
+def _settle(run: Run, target: Target, baselines: Baselines, programs: Path) -> int:
+    """Run both until neither changes anything. An unpacked archive first has other file times than our files."""
     for number in range(1, SETTLING_RUNS + 1):
-        _, theirs = ansible.play(rivals, programs, run.log, target.alias)
+        _, theirs = ansible.play(baselines, programs, run.log, target.alias)
         _, ours = _converged(run, target)
         if not theirs and not ours:
             return number
@@ -123,7 +127,7 @@ def _settle(run: Run, target: Target, rivals: Rivals, programs: Path) -> int:
 
 
 def _profile(run: Run, target: Target) -> list[Share]:
-    """One more run, with events kept."""
+    """Run once more, with an event file."""
     with run.phase("no-op: where the time goes"):
         began = time.time()
         _converge(run, target, **{EVENTS_VARIABLE: os.fspath(run.events)})

@@ -1,4 +1,4 @@
-"""pytest plugin: the same checks over testinfra's `ssh://` as it comes: every remote command connects anew."""
+"""pytest plugin: run the same checks over testinfra's default `ssh://`, where every command opens a connection."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from testinfra.backend.ssh import SshBackend
 
 from bench.checks import CONFIG_VARIABLE
-from minipc import remote_shell, ssh
+from minipc.remote import persistent_shell, ssh
 
 
 def pytest_configure() -> None:
-    """What asks for our ssh_config gets the one without shared connections, and no shell stays open."""
+    """Use an ssh_config without shared connections, and keep no shell open."""
     ssh.write_config = lambda hosts: Path(os.environ[CONFIG_VARIABLE])
-    remote_shell.ShellBackend.run_ssh = SshBackend.run_ssh  # type: ignore[method-assign]
+    persistent_shell.ShellBackend.run_ssh = SshBackend.run_ssh  # type: ignore[method-assign]

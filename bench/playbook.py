@@ -1,4 +1,4 @@
-"""The same resources as an Ansible playbook, written the way that is fastest for Ansible.
+"""Write the same resources as an Ansible playbook, in the way that is fastest for Ansible.
 
 Only ansible-core's own modules. Where it has none (time zone, PostgreSQL's roles) one cheap task stands for it; a code
 tree is one `unarchive` instead of one task a file; nothing gathers facts; handlers are left out: nothing changes.
@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from bench.declared import Operation, content, files_of
-from minipc.facts.backups import STATE
-from minipc.facts.release import RELEASE_FILE
-from minipc.operations import Absent, Directory, File
-from minipc.operations.backups import BIN
-from minipc.operations.files import Entry
+from bench.declared import PACKAGES, Operation, content, files_of
+from minipc.pyinfra_ext.facts.release import RELEASE_FILE
+from minipc.pyinfra_ext.operations import Absent, Directory, File
+from minipc.pyinfra_ext.operations.backups import BIN
+from minipc.pyinfra_ext.operations.files import Entry
+from minipc_machine.backup_state import STATE
 
 FULL_BACKUP = "minipc-backup@full.service"
 
@@ -48,38 +48,38 @@ class Playbook:
 
     @property
     def resources(self) -> int:
-        """Tasks, a loop counted by its items."""
+        """Return the number of tasks; a loop counts as its items."""
         return sum(len(task.get("loop", [None])) for task in self.tasks)
 
     def play(self) -> list[dict[str, Any]]:
-        """The playbook, to be written as YAML."""
+        """Return the playbook, to be written as YAML."""
         return [{"hosts": "all", "gather_facts": False, "tasks": self.tasks}]
 
     def add(self, name: str, module: str, arguments: Any, **more: Any) -> None:
-        """Appends a task."""
+        """Append a task."""
         self.tasks.append({"name": name, module: arguments, **more})
 
     def keep(self, data: bytes) -> str:
-        """Keeps a file's content; returns its name."""
+        """Store a file's content and return its name."""
         name = hashlib.sha256(data).hexdigest()[:16]
         self.files[name] = data
         return name
 
 
 def playbook(operations: Sequence[Operation], resting: Collection[str] = ()) -> Playbook:
-    """Translates what the deploys declare."""
+    """Translate the declared operations into a playbook."""
     book = Playbook(resting)
     for each in operations:
         translate = TRANSLATIONS.get(each.kind)
         if translate:
             translate(book, each.label, each.arguments)
         else:
-            book.left_out.append(f"{each.label} ({each.kind})")
+            book.left_out.append(each.label)
     return book
 
 
 def _packages(book: Playbook, name: str, given: dict[str, Any]) -> None:
-    """Ours all name the packages of the whole run; once is enough."""
+    """One task for each component, without packages that an earlier one has."""
     wanted = [package for package in given["packages"] if package not in book.installed]
     if wanted:
         book.installed |= dict.fromkeys(wanted)
@@ -120,7 +120,7 @@ def _units(book: Playbook, name: str, given: dict[str, Any]) -> None:
 
 
 def _entries(book: Playbook, name: str, given: dict[str, Any]) -> None:
-    """Directories, files and absent files, each kind in a loop; a tree of code as one archive."""
+    """Return tasks for directories, files and absent files, each kind in a loop; a tree of code is one archive."""
     entries: Sequence[Entry] = given["entries"]
     tree, directory = code_tree(entries)
     directories = [_place(entry) for entry in entries if isinstance(entry, Directory)]
@@ -156,7 +156,7 @@ def _place(entry: File | Directory) -> dict[str, str]:
 
 
 def code_tree(entries: Sequence[Entry]) -> tuple[list[File], str]:
-    """The files of one owner and mode below the first directory, and that directory; none when they are few."""
+    """Return the first directory and the files below it with one owner and mode; none if there are only a few."""
     directory = next((entry.path for entry in entries if isinstance(entry, Directory)), "")
     below = [file for file in files_of(entries) if directory and PurePosixPath(file.path).is_relative_to(directory)]
     owners = {(file.owner, file.group, file.mode) for file in below}
@@ -164,7 +164,7 @@ def code_tree(entries: Sequence[Entry]) -> tuple[list[File], str]:
 
 
 def pack(entries: Sequence[Entry], below: str = "/") -> bytes:
-    """A tar of directories and files with their owners and modes; names are relative to `below`."""
+    """Return a tar of directories and files with their owners and modes; names are relative to `below`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for entry in entries:
@@ -206,7 +206,7 @@ def _psql(port: int) -> list[str]:
 
 
 def _access(book: Playbook, name: str, given: dict[str, Any]) -> None:
-    """A query each; a real playbook would also compare passwords, memberships and owners."""
+    """Return one query for each; a real playbook would also compare passwords, memberships and owners."""
     queries = [f"SELECT 1 FROM pg_roles WHERE rolname = '{role.name}'" for role in given["roles"]]
     queries += [f"SELECT 1 FROM pg_database WHERE datname = '{database.name}'" for database in given["databases"]]
     queries += [f"SELECT 1 FROM pg_extension WHERE extname = '{extension}'" for extension in given["extensions"]]
@@ -219,7 +219,8 @@ def _release(book: Playbook, name: str, given: dict[str, Any]) -> None:
 
 
 TRANSLATIONS: dict[str, Callable[[Playbook, str, dict[str, Any]], None]] = {
-    "apt.packages": _packages,
+    PACKAGES: _packages,
+    "packages.announced_packages_installed": lambda book, name, given: None,  # the others name the same packages
     "apt.update": _package_lists,
     "backups.first_backup_taken": _first_backup,
     "backups.stanza_present": _stanza,

@@ -1,4 +1,4 @@
-"""Who runs on which of the controller's processors, where the machines of a measurement share them."""
+"""Assign the controller's processors to the machines of a measurement, which share them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from minipc.lab import cgroups
+from rehearsal.lab import cgroups
 
 
 def halves(cpus: int) -> tuple[set[int], set[int]]:
-    """The CPUs that a drill leaves to the service, and those it has (templates/backups/half-of-the-cpus.j2).
+    """Return the CPUs that a drill leaves to the service, and those it uses (templates/backups/half-of-the-cpus.j2).
 
     >>> halves(2), halves(1)
     (({0}, {1}), ({0}, {0}))
@@ -22,7 +22,7 @@ def halves(cpus: int) -> tuple[set[int], set[int]]:
 
 @contextmanager
 def confined(machine: str, cpus: set[int]) -> Iterator[None]:
-    """A lab machine's processes run on those CPUs only; after the block on any again."""
+    """Restrict a lab machine's processes to these CPUs within the block."""
     _allow(machine, cpus)
     try:
         yield

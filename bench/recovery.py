@@ -1,11 +1,10 @@
-"""`python -m bench.recovery`: what a database of some size costs: its drill, its restore, and a rebuild by phase.
+"""`python -m bench.recovery`: measure drill, restore and rebuild with a database of a given size.
 
-Side by side in one run, with a dated record. Never a timed test. What is measured: docs/concepts/recovery-time.md.
+All in one run, with a dated record. It is not a test. What is measured: docs/concepts/recovery-time.md.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -23,23 +22,28 @@ from bench.machine import enrol, prepare
 from bench.processors import confined, halves
 from bench.results import Measurement, Share, recorded
 from bench.timing import Sample, alternate, machine_cpu_seconds, ratio
-from minipc import lab, records
-from minipc.components import deploy_files
-from minipc.converge import converge
-from minipc.display import console_for, print_summary, watch
-from minipc.errors import MinipcError
-from minipc.inventory import Target
-from minipc.paths import ROOT
-from minipc.records import Gate
-from minipc.remote import describe, on
-from minipc.run import PhaseFailedError, Run
-from minipc.timeline import PhaseEnd, PhaseStart, read
-from minipc.wording import duration
+from minipc.config.components import deploy_files
+from minipc.core.environment import LAB
+from minipc.core.errors import MinipcError
+from minipc.core.formatting import duration
+from minipc.core.paths import ROOT
+from minipc.evidence import records
+from minipc.evidence.display import console_for, print_summary, watch
+from minipc.evidence.event_stream import PhaseEnd, PhaseStart, read
+from minipc.evidence.records import Gate
+from minipc.evidence.run import PhaseFailedError, Run
+from minipc.pyinfra_ext.converge import converge
+from minipc.remote import psql
+from minipc.remote.inventory import Target
+from minipc.remote.queries import describe, on, query
+from minipc.remote.results import parse_result
+from minipc_machine.backup_state import RESTORE, Restore
 from playbooks import rebuild
 from playbooks.backup import take
-from playbooks.phases import PUBLIC_NAME, TO_THE_OPEN_DOOR
-from playbooks.rehearse import CA_FILE
+from playbooks.phases import PUBLIC_NAME, UP_TO_INGRESS
 from playbooks.restore_drill import run_on_machine
+from rehearsal import lab
+from rehearsal.data_loss import CA_FILE
 
 MACHINE, OFFSITE = "bench-r", "offsite-bench-r"
 TIMES_IDLE = 1.5
@@ -48,7 +52,7 @@ IDLE_S = 30.0
 LIMIT_S = 3 * 3600
 DATA = "/var/lib/postgresql/17/main"
 UNIT = "postgresql@17-main.service"
-# Text that zstd halves, as a service's rows: neither all the same nor noise.
+# Text that zstd compresses to half its size, like a service's rows: neither constant nor random.
 FILL = """
 CREATE TABLE IF NOT EXISTS bench_fill (id bigserial PRIMARY KEY, at timestamptz DEFAULT now(), body text);
 INSERT INTO bench_fill (body)
@@ -62,7 +66,7 @@ ROWS_PER_STEP = 100_000
 @click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Of restores and of drills.")
 @click.option("--drills/--no-drills", default=True, help="What a drill costs the living service.")
 def bench(size_gb: float, rounds: int, drills: bool) -> None:
-    """Measures drill, restore and rebuild with a database of that size. Exits 1 when a target is missed."""
+    """Measure drill, restore and rebuild with a database of that size. Exit with 1 if a target is missed."""
     run = Run("benchmark")
     measured: list[Measurement] = []
     machine: records.Target | None = None
@@ -77,12 +81,12 @@ def bench(size_gb: float, rounds: int, drills: bool) -> None:
             measured.append(_restores(run, target, rounds))
             measured.append(_rebuild(run, target, size_gb))
         except PhaseFailedError as failed:
-            run.note(f"{failed}; what was printed: {run.log}")
+            run.note(f"{failed}; log: {run.log}")
         finally:
             lab.down([MACHINE, f"{MACHINE}-2", OFFSITE])
     if machine is None:
         sys.exit(f"there was no machine to measure; see {run.log}")
-    record = recorded(run, machine, measured, "stand-in")
+    record = recorded(run, machine, measured, "podman")
     report_path, record_path = run.publish(record)
     print_summary(record, report_path=report_path, record_path=record_path)
     for each in measured:
@@ -99,32 +103,31 @@ def _machines(run: Run, size_gb: float) -> Target:
         enrol(lab.up(OFFSITE, disk_gb=disk_gb))
         target = enrol(lab.up(MACHINE, disk_gb=disk_gb))
         for name in (OFFSITE, MACHINE):
-            converge("lab", deploy_files(), log=run.log, limit=name)
+            converge(LAB, deploy_files(), log=run.log, limit=name)
     return target
 
 
 def _fill(run: Run, target: Target, size_gb: float) -> None:
-    """Rows until the database has its size, then a full backup into both repositories."""
-    psql = "runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1 -d workload"
+    """Insert rows until the database has its size, then take a full backup into both repositories."""
+    ask = psql.command(target.settings.postgres, psql.OWN, timeout_s=LIMIT_S)
     with run.phase("fill", f"{size_gb:g} GB") as detail:
-        while (size := int(on(target, psql, "SELECT pg_database_size('workload')"))) < size_gb * 1e9:
-            on(target, psql, FILL.format(rows=ROWS_PER_STEP), timeout_s=LIMIT_S)
-        on(target, psql, "CHECKPOINT; VACUUM ANALYZE bench_fill", timeout_s=LIMIT_S)
+        while (size := int(query(target, psql.OWN, f"SELECT pg_database_size('{psql.OWN}')"))) < size_gb * 1e9:
+            on(target, ask, FILL.format(rows=ROWS_PER_STEP), timeout_s=LIMIT_S)
+        on(target, ask, "VACUUM ANALYZE bench_fill;", timeout_s=LIMIT_S)
+        on(target, psql.command(target.settings.postgres, psql.SUPERUSER, timeout_s=LIMIT_S), "CHECKPOINT;")
         detail(f"{size / 1e9:.2f} GB")
     with run.phase("full backup", "into both repositories") as detail:
         outcomes = take(target, "full")
-        if failed := [f"{repo}: {each['error']}" for repo, each in outcomes.items() if not each["success"]]:
+        if failed := [f"{repo}: {each.error}" for repo, each in outcomes.items() if not each.success]:
             raise MinipcError("; ".join(failed))
-        detail(
-            ", ".join(f"{repo} {each['size'] / 1e6:.0f} MB, {each['seconds']:.0f} s" for repo, each in outcomes.items())
-        )
+        detail(", ".join(f"{repo} {each.size / 1e6:.0f} MB, {each.seconds:.0f} s" for repo, each in outcomes.items()))
 
 
 # --- the drill ------------------------------------------------------------------------------------------------------
 
 
 def _drill_cost(run: Run, target: Target, rounds: int) -> Measurement:
-    """The service is asked all the time; what it takes during a drill, against just before."""
+    """Measure the service's response times during a drill, and just before it."""
     ratios, remarks, idle_all, busy_all, lost = [], [], [], [], 0
     kept, drills = halves(os.cpu_count() or 1)
     with (
@@ -139,19 +142,17 @@ def _drill_cost(run: Run, target: Target, rounds: int) -> Measurement:
                 middle = time.time()
                 result = run_on_machine(target, 2 - number % 2)
                 end = time.time()
-                if result["verdict"] != "pass":
-                    raise MinipcError(f"the drill did not pass: {result['reason']}")
+                if result.verdict != "pass":
+                    raise MinipcError(f"the drill did not pass: {result.reason}")
                 answers = read_answers(file)
                 idle, busy = _within(answers, begin, middle), _within(answers, middle, end)
                 lost += sum(each.code != 200 for each in busy)
                 idle_all.append(p95(idle))
                 busy_all.append(p95(busy))
                 ratios.append(p95(busy) / p95(idle))
-                steps = ", ".join(
-                    f"{each['name']} {each['ended'] - each['started']:.1f} s" for each in result["phases"]
-                )
+                steps = ", ".join(f"{each.name} {each.ended - each.started:.1f} s" for each in result.phases)
                 detail(f"p95 {p95(idle) * 1000:.1f} ms, during it {p95(busy) * 1000:.1f} ms")
-                remarks.append(f"drill of repo{result['repo']}, {end - middle:.0f} s: {steps}")
+                remarks.append(f"drill of repo{result.repo}, {end - middle:.0f} s: {steps}")
     remarks.insert(
         0,
         f"p95 of /api/health: {statistics.median(idle_all) * 1000:.1f} ms idle, "
@@ -169,14 +170,16 @@ def _within(answers: Sequence[Answer], begin: float, end: float) -> list[Answer]
 
 @contextmanager
 def _asking(target: Target, folder: Path, cpus: set[int]) -> Iterator[Path]:
-    """Questions from the public side, asked on those CPUs, while the block lasts; yields the file with the answers."""
+    """Send requests from the public side, on these CPUs, within the block. Yield the file with the answers."""
     machine = lab.find(target.alias)
     if machine is None:
         raise MinipcError(f"there is no machine {target.alias}")
     authority, out = folder / "ca.crt", folder / "answers"
     authority.write_text(on(target, f"cat {CA_FILE}") + "\n", encoding="utf-8")
     argv = ["ip", "netns", "exec", "public", sys.executable, "-m", "bench.latency", "--address", machine.public_ipv4]
-    argv += ["--domain", target.settings.edge.domain, "--ca", str(authority), "--out", str(out)]
+    service = target.settings.services.public[0]
+    path = service.health.live if service.health else "/"
+    argv += ["--domain", str(service.domain), "--path", path, "--ca", str(authority), "--out", str(out)]
     process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL)
     os.sched_setaffinity(process.pid, cpus)
     try:
@@ -194,7 +197,7 @@ def _listed(cpus: set[int]) -> str:
 
 
 def _restores(run: Run, target: Target, rounds: int) -> Measurement:
-    """The database from the off-site repository: the rebuild's program, and pgBackRest alone."""
+    """Restore the database from the off-site repository, with the rebuild's program and with pgBackRest alone."""
     restore = {
         "minipc restore": "/usr/local/lib/minipc/restore restore",
         "pgbackrest restore": f"install -d -o postgres -g postgres -m 700 {DATA} && cd / && "
@@ -227,7 +230,7 @@ def _restores(run: Run, target: Target, rounds: int) -> Measurement:
 
 
 def _without_database(run: Run, target: Target) -> None:
-    """The machine as the rebuild finds a new one: no database, no local repository; nobody writes any more."""
+    """Make the machine like a new one for a rebuild: no database, no local repository, no writers."""
     with run.phase("no database", "stopped and gone, and no local repository"):
         on(
             target,
@@ -240,31 +243,31 @@ def _without_database(run: Run, target: Target) -> None:
 
 
 def _rebuild(run: Run, target: Target, size_gb: float) -> Measurement:
-    """The machine is lost, and what the rebuild takes on a blank one, phase by phase, until the service answers."""
+    """Destroy the machine and measure the rebuild on a blank one, phase by phase, until the service answers."""
     with run.phase("lose the machine", "power and disk"):
         lab.down(MACHINE)
         lost_at = time.time()
     with run.phase("boot again", "a blank machine in its place"):
         fresh = enrol(lab.up(f"{MACHINE}-2", disk_gb=int(6 + 4 * size_gb) + 1))
     rebuild.begin(fresh, "", run.note)
-    rebuild.fence(run, "lab", fresh)
-    for phase in TO_THE_OPEN_DOOR:
-        rebuild.come_back(run, "lab", fresh, phase)
-    rebuild.lead_the_name(run, "lab", fresh)
-    rebuild.public_name(run, "lab", fresh)
+    rebuild.fence(run, LAB, fresh)
+    for phase in UP_TO_INGRESS:
+        rebuild.come_back(run, LAB, fresh, phase)
+    rebuild.lead_the_name(run, LAB, fresh)
+    rebuild.public_name(run, fresh)
     shares, total = phases_since(run, lost_at)
     run.rto_seconds = total
     run.rto_budget_seconds = target.settings.backups.rto_budget_s
-    copied = json.loads(on(fresh, "cat /var/lib/minipc/backups/restore.json"))
+    copied = parse_result(Restore, on(fresh, f"cat {RESTORE}"), str(RESTORE))
     remarks = [
         f"RTO {duration(total)}",
-        f"copying the database from repo{copied['repo']}: {copied['seconds']:.1f} s of it",
+        f"copying the database from repo{copied.repo}: {copied.seconds:.1f} s of it",
     ]
     return Measurement("The rebuild, from the loss until the service answers", [], [], shares, remarks)
 
 
 def phases_since(run: Run, moment: float) -> tuple[list[Share], float]:
-    """Each phase from the moment of the loss to the end of the public name, with its share; and how long that was."""
+    """Return each phase from the loss until the public name answers, with its share, and the total time."""
     events = list(read(run.events))
     starts = {each.phase: each.t for each in events if isinstance(each, PhaseStart) and each.t >= moment - 0.001}
     ends = {each.phase: each.t for each in events if isinstance(each, PhaseEnd) and each.phase in starts}

@@ -1,4 +1,4 @@
-"""What a measurement found, and how it is printed."""
+"""Results of a measurement, and how they are printed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import Series
-from minipc import records
-from minipc.git import head
-from minipc.records import Gate
-from minipc.run import Run, controller
-from minipc.timeline import Event, OperationEnd, read
-from minipc.wording import duration
+from minipc.core.environment import LAB
+from minipc.core.formatting import duration
+from minipc.core.git import head
+from minipc.evidence import records
+from minipc.evidence.event_stream import Event, OperationEnd, read
+from minipc.evidence.records import Gate
+from minipc.evidence.run import Run, controller
 
 SLOWEST = 8
 
@@ -36,8 +37,8 @@ class Measurement:
     Attributes:
         series: each contestant's runs.
         gates: the targets.
-        shares: where our own time goes.
-        remarks: what a reader must know to believe the figures.
+        shares: how our time is distributed.
+        remarks: what a reader must know to interpret the figures.
     """
 
     title: str
@@ -47,7 +48,7 @@ class Measurement:
     remarks: list[str] = field(default_factory=list)
 
     def print(self, console: Console) -> None:
-        """A table of the contestants, where the time goes, and remarks."""
+        """Print a table of the contestants, the distribution of the time, and remarks."""
         console.print(f"\n[bold]{self.title}[/bold]")
         table = Table(box=None, pad_edge=False)
         table.add_column("")
@@ -59,7 +60,7 @@ class Measurement:
             )
         console.print(table)
         if self.shares:
-            console.print("where our time goes:")
+            console.print("where the time goes:")
         for share in self.shares:
             console.print(f"  {duration(share.seconds):>8}  {share.what}", markup=False)
         for remark in self.remarks:
@@ -70,10 +71,10 @@ def recorded(
     run: Run,
     machine: records.Target,
     measured: Sequence[Measurement],
-    runtime: Literal["k3s", "stand-in"],
+    runtime: Literal["k3s", "podman", "stand-in"],
     versions: Mapping[str, str] | None = None,
 ) -> records.Record:
-    """The dated record of a benchmark; RTO where the run has one."""
+    """Write the dated record of a benchmark, with the RTO if the run has one."""
     ended = datetime.now(UTC)
     commit = head()
     return records.conclude(
@@ -85,22 +86,21 @@ def recorded(
             git=records.Git(commit="" if commit.commit == "unknown" else commit.commit, dirty=commit.dirty),
             controller=controller(),
             target=machine,
-            group="lab",
-            runtime=runtime,
+            group=LAB.name,
+            runtime="podman" if runtime == "stand-in" else runtime,
             phases=records.observe(read(run.events), ended=ended).phases,
             exercised=records.Exercised(done=0, total=0),
             rto_seconds=run.rto_seconds,
             rto_budget_seconds=run.rto_budget_seconds,
             rpo_seconds=None,
             gates=[gate for each in measured for gate in each.gates],
-            doors=[],
             versions=dict(versions or {}),
         )
     )
 
 
 def operations(events: Iterable[Event], since: float) -> list[OperationEnd]:
-    """The operations that ended after that moment, epoch seconds."""
+    """Return the operations that ended after that moment, epoch seconds."""
     return [event for event in events if isinstance(event, OperationEnd) and event.t >= since]
 
 

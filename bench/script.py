@@ -1,4 +1,4 @@
-"""The same resources as a plain shell script: what a person writes who installs this machine once, in a hurry.
+"""Write the same resources as a plain shell script, as a person would who installs this machine once.
 
 Two archives of files, one apt call, accounts, units started in order. No checks, no second run, no diff.
 """
@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from bench.declared import Operation, packages
+from bench.declared import PACKAGES, Operation, packages
 from bench.playbook import FULL_BACKUP, pack
-from minipc.operations import Absent
-from minipc.operations.backups import BIN
-from minipc.operations.files import Entry
-from minipc.operations.postgres import scram_verifier
+from minipc.pyinfra_ext.operations import Absent
+from minipc.pyinfra_ext.operations.backups import BIN
+from minipc.pyinfra_ext.operations.files import Entry
+from minipc.pyinfra_ext.operations.postgres import access_statements
 
 MARK = "@@ "
 """Starts a line that names the phase which begins."""
 
-# Handled out of turn, all at once.
+# Handled separately, all together.
 _GATHERED = {
-    "apt.packages",
+    PACKAGES,
+    "packages.announced_packages_installed",
     "apt.update",
     "files.entries_present",
     "postgres.cluster_present",
@@ -33,11 +33,11 @@ _NOT_NEEDED = {"postgres.recovery_ended", "release.release_recorded"}
 
 
 def early_entries(operations: Sequence[Operation]) -> list[Entry]:
-    """What has to be there before packages are installed: placed by a component before its first package."""
+    """Return the entries that a component places before its first package is installed."""
     early: list[Entry] = []
-    to_install = {each.component for each in operations if each.kind == "apt.packages"}
+    to_install = {each.component for each in operations if each.kind == PACKAGES}
     for each in operations:
-        if each.kind == "apt.packages":
+        if each.kind == PACKAGES:
             to_install.discard(each.component)
         elif each.kind == "files.entries_present" and each.component in to_install:
             early += each.arguments["entries"]
@@ -45,7 +45,7 @@ def early_entries(operations: Sequence[Operation]) -> list[Entry]:
 
 
 def late_entries(operations: Sequence[Operation]) -> list[Entry]:
-    """All other files: their owners come with the packages."""
+    """Return all other entries; packages create the owners of their files."""
     early = {entry.path for entry in early_entries(operations)}
     entries: Iterable[Entry] = (
         entry for each in operations if each.kind == "files.entries_present" for entry in each.arguments["entries"]
@@ -54,12 +54,12 @@ def late_entries(operations: Sequence[Operation]) -> list[Entry]:
 
 
 def archives(operations: Sequence[Operation]) -> dict[str, bytes]:
-    """The two archives that the script unpacks."""
+    """Return the two archives that the script unpacks."""
     return {"early.tar": pack(early_entries(operations)), "late.tar": pack(late_entries(operations))}
 
 
 def script(operations: Sequence[Operation]) -> str:
-    """The script; run as root in the folder with the archives."""
+    """Return the script. It runs as root in the folder with the archives."""
     lines = ["#!/bin/sh", "set -eu", f"phase() {{ echo '{MARK}'\"$1\"; }}"]
     lines += ["phase packages", "tar -xpf early.tar -C /"]
     lines += ["export DEBIAN_FRONTEND=noninteractive MINIPC_HOLD_STARTS=1"]
@@ -77,7 +77,7 @@ def script(operations: Sequence[Operation]) -> str:
 
 def left_out(operations: Sequence[Operation]) -> list[str]:
     """Operations that have no counterpart in the script; it has less to do."""
-    return [f"{each.label} ({each.kind})" for each in operations if _unknown(each)]
+    return [each.label for each in operations if _unknown(each)]
 
 
 def _unknown(operation: Operation) -> bool:
@@ -100,13 +100,13 @@ def _accounts(operations: Sequence[Operation]) -> list[str]:
 
 
 def _clusters(operations: Sequence[Operation]) -> list[str]:
-    """Before the files: `pg_createcluster` refuses where there is a configuration already."""
+    """Create the clusters before the files, because `pg_createcluster` refuses if there is a configuration."""
     given = [each.arguments for each in operations if each.kind == "postgres.cluster_present"]
     return [f"pg_createcluster {each['version']} {each['cluster']}" for each in given]
 
 
 def _in_turn(operation: Operation) -> list[str]:
-    """The lines of an operation that keeps its place in the order; none when there is no counterpart."""
+    """Return the lines of an operation in its order; none if there is no counterpart."""
     given = operation.arguments
     match operation.kind:
         case "server.hostname":
@@ -115,7 +115,8 @@ def _in_turn(operation: Operation) -> list[str]:
             return [f"ln -sfn /usr/share/zoneinfo/{given['timezone']} /etc/localtime"]
         case "postgres.access_present":
             command = f"runuser -u postgres -- psql -Xq -v ON_ERROR_STOP=1 -p {given['port']} -d postgres"
-            return [f"{command} <<'SQL'", *_statements(given), "SQL"]
+            wanted = {key: value for key, value in given.items() if key != "port"}
+            return [f"{command} <<'SQL'", *access_statements(**wanted, found={}, settled={}), "SQL"]
         case "backups.stanza_present":
             return [f"{BIN}/stanza"]
         case "backups.first_backup_taken":
@@ -124,15 +125,3 @@ def _in_turn(operation: Operation) -> list[str]:
             return [f"systemctl {'reload' if unit == 'ssh.service' else 'restart'} {unit}" for unit in given["units"]]
         case _:
             return []
-
-
-def _statements(given: dict[str, Any]) -> list[str]:
-    lines = []
-    for role in given["roles"]:
-        verifier = scram_verifier(given["passwords"][role.name].reveal())
-        lines.append(f"CREATE ROLE \"{role.name}\" LOGIN PASSWORD '{verifier}';")
-        lines += [f'GRANT "{name}" TO "{role.name}";' for name in role.memberships]
-    for database in given["databases"]:
-        lines.append(f'CREATE DATABASE "{database.name}" OWNER "{database.owner}";')
-        lines.append(f'REVOKE ALL ON DATABASE "{database.name}" FROM PUBLIC;')
-    return lines + [f'CREATE EXTENSION IF NOT EXISTS "{name}";' for name in given["extensions"]]

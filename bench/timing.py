@@ -1,4 +1,4 @@
-"""Timing of whole processes, alternating between contestants, and the ratios that come out of it."""
+"""Measure the time of whole processes, alternating between contestants, and compute the ratios."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minipc.errors import MinipcError
-from minipc.lab import cgroups
-from minipc.paths import ROOT
+from minipc.core.errors import MinipcError
+from minipc.core.paths import ROOT
+from rehearsal.lab import cgroups
 
 TAIL_LINES = 20
 
@@ -39,38 +39,38 @@ class Series:
 
     @property
     def seconds(self) -> float:
-        """Median wall clock."""
+        """Return the median wall clock time."""
         return statistics.median(sample.seconds for sample in self.samples)
 
     @property
     def cpu_seconds(self) -> float:
-        """Median user and system time."""
+        """Return the median user and system time."""
         return statistics.median(sample.cpu_seconds for sample in self.samples)
 
     @property
     def spread(self) -> str:
-        """Fastest and slowest run, in words."""
+        """Return the fastest and slowest run, as text."""
         walls = [sample.seconds for sample in self.samples]
         return f"{min(walls):.2f} to {max(walls):.2f} s"
 
 
 def ratio(slower: Series, faster: Series) -> float:
-    """How many times longer `slower` takes: the median of the rounds' ratios.
+    """Return how many times longer `slower` takes: the median of the ratios of all rounds.
 
-    The two runs of a round follow each other, so what else the controller does weighs on both alike.
+    The two runs of a round follow each other, so other load on the controller affects both.
     """
     rounds = zip(slower.samples, faster.samples, strict=True)
     return statistics.median(one.seconds / other.seconds for one, other in rounds)
 
 
 def cpu_ratio(slower: Series, faster: Series) -> float:
-    """The same of the user and system times, which other programs on the controller hardly change."""
+    """Return the same ratio of user and system times, which other programs on the controller hardly change."""
     rounds = zip(slower.samples, faster.samples, strict=True)
     return statistics.median(one.cpu_seconds / other.cpu_seconds for one, other in rounds)
 
 
 def alternate(contestants: Mapping[str, Callable[[int], Sample]], rounds: int) -> list[Series]:
-    """Runs all contestants in turn, A B C A B C …, and returns their samples. Each is told its round, from 1."""
+    """Run all contestants in turn, A B C A B C …, and return their samples. Each gets its round, from 1."""
     samples: dict[str, list[Sample]] = {name: [] for name in contestants}
     for number in range(1, rounds + 1):
         for name, run in contestants.items():
@@ -79,7 +79,7 @@ def alternate(contestants: Mapping[str, Callable[[int], Sample]], rounds: int) -
 
 
 def timed(argv: Sequence[str], log: Path, machine: str, env: Mapping[str, str] | None = None) -> Sample:
-    """Runs a program to its end, in the repository's folder.
+    """Run a program to its end, in the repository's folder.
 
     Args:
         log: where its output is appended.
@@ -87,7 +87,7 @@ def timed(argv: Sequence[str], log: Path, machine: str, env: Mapping[str, str] |
         env: more variables.
 
     Raises:
-        MinipcError: it failed; with the end of what it said.
+        MinipcError: it failed; the message contains the end of its output.
     """
     with log.open("ab") as output:
         began, before = time.monotonic(), machine_cpu_seconds(machine)
@@ -110,7 +110,7 @@ def timed(argv: Sequence[str], log: Path, machine: str, env: Mapping[str, str] |
 
 
 def machine_cpu_seconds(name: str) -> float:
-    """User and system time of everything that ever ran on a lab machine, from its control group; 0 when there is none.
+    """Return user and system time of all processes of a lab machine, from its control group; 0 if there is none.
 
     Source: the kernel's documentation of control groups, `cpuacct.usage` (v1, nanoseconds) and `cpu.stat` (v2).
     """

@@ -1,97 +1,123 @@
-"""Alertmanager: who hears of an alert, grouped, without the ones that another explains. On loopback only.
+"""Alertmanager: groups alerts, inhibits those that another explains, and notifies. It listens on loopback only.
+
+It runs on the mini PC and on the off-site host, with the same channels, so that each reports what the other can't.
 
 pyinfra inventory/production.py deploys/alertmanager.py
 """
 
+from urllib.parse import urlencode
+
 from pyinfra.api import deploy
 
-from minipc import keys
-from minipc.addresses import bracketed
 from minipc.checks import load
-from minipc.checks.pace import paced
 from minipc.checks.rules import inhibitions
+from minipc.checks.time_scale import scaled
 from minipc.config import Settings
-from minipc.deploying import belongs_here, config, not_exercised, offsite_address, secrets
-from minipc.operations import Absent, Content, Directory, File, SecretFile, install, place, unit
-from minipc.ports import MONITORING
+from minipc.config.channels import AnyChannel
+from minipc.core.ports import MONITORING
+from minipc.pyinfra_ext.deploying import belongs_here, config, not_exercised, role, secrets
+from minipc.pyinfra_ext.operations import Absent, Directory, File, SecretFile, install, place, unit
+from minipc.pyinfra_ext.operations.files import Entry
 from minipc.secrets import Secret
-from minipc.secrets.catalogue import ALERTMANAGER_PASSWORD, SLACK_URL, TLS_KEY, WATCHDOG_URL, WATCHER_PING_TOKEN
+from minipc.secrets.catalogue import (
+    ALERTMANAGER_PASSWORD,
+    WATCHDOG_URL,
+    WATCHER_ALERTMANAGER_PASSWORD,
+    WATCHER_ALIVE_URL,
+    channel_secret,
+)
 from minipc.secrets.hashing import hashed
 
+# Files of earlier versions.
+REMOVED = ("slack.tmpl",)
 ETC = "/etc/prometheus/minipc"
 USER = "operator"
+NTFY = {
+    "tpl": "yes",
+    "t": "{{.status}}: {{.commonLabels.priority}} {{.commonLabels.layer}}",
+    "m": "{{range .alerts}}{{.labels.alertname}}{{with .annotations.each}} ({{.}}){{end}}: {{.annotations.meaning}} "
+    "Next: {{.annotations.next}}\n{{end}}",
+}
 PASSWORD_FILE = f"{ETC}/alertmanager.password"
 
 
 @deploy("alertmanager")
 def alertmanager() -> None:
-    settings = config()
-    told = {"slack": settings.alertmanager.slack, "watchdog": settings.alertmanager.watchdog}
-    password = secrets({"password": ALERTMANAGER_PASSWORD})["password"]
-    urls = secrets({key: name for key, name in {"slack": SLACK_URL}.items() if told[key]})
-    authority: str | None = None
-    if told["watchdog"]:
-        urls["watchdog"], authority = _who_waits(settings)
-    if not told["slack"]:
-        not_exercised("alerts reach Slack", "alertmanager_slack is False", "alertmanager")
+    settings, offsite = config(), role() == "offsite"
+    channels = settings.alertmanager.channels
+    own = WATCHER_ALERTMANAGER_PASSWORD if offsite else ALERTMANAGER_PASSWORD
+    password = secrets({"password": own})["password"]
+    watchdog = _watchdog(settings, offsite)
+    if not channels:
+        not_exercised("alerts reach a person", "alertmanager_channels is empty", "alertmanager")
     values = {
         "alertmanager": settings.alertmanager,
+        "channels": channels,
         "prometheus": settings.prometheus,
         "host": settings.host,
-        "inhibitions": inhibitions(load()),
+        "inhibitions": [] if offsite else inhibitions(load(settings.services.declared)),
         "etc": ETC,
-        "own_watcher": authority is not None,
+        "watchdog": watchdog is not None,
         "port": MONITORING["alertmanager"],
         "user": USER,
         "hash": hashed(password, "alertmanager"),
-        "paced": lambda duration: paced(f"for: {duration}", settings.prometheus.pace).removeprefix("for: "),
+        "paced": lambda duration: scaled(f"for: {duration}", settings.prometheus.pace).removeprefix("for: "),
     }
 
     # install
-    install(name="install packages", packages=["prometheus-alertmanager"])
+    install(name="Install Alertmanager", packages=["prometheus-alertmanager"])
 
     # configure
     files = place(
-        name="configure",
+        name="Configure Alertmanager",
         component="alertmanager",
         entries=[
             Directory(ETC),
-            File("slack.tmpl", f"{ETC}/slack.tmpl"),
-            # Read anew for each request: by Alertmanager, Prometheus, amtool.
+            File("messages.tmpl", f"{ETC}/messages.tmpl"),
+            # Alertmanager, Prometheus and amtool read these files for each request.
             SecretFile("web.yml.j2", f"{ETC}/alertmanager-web.yml", owner="prometheus"),
-            SecretFile("", PASSWORD_FILE, owner="prometheus", content=password.reveal().encode()),
+            _readable("alertmanager.password", password.reveal()),
             File("amtool.yml.j2", f"{ETC}/amtool.yml", values={"password_file": PASSWORD_FILE}),
-            # Read anew for each message.
-            *(
-                SecretFile("", f"{ETC}/{key}_url", owner="prometheus", content=url.reveal().encode())
-                for key, url in urls.items()
-            ),
-            *(Absent(f"{ETC}/{key}_url") for key in told if key not in urls),
-            Content(authority.encode(), f"{ETC}/watcher.crt") if authority else Absent(f"{ETC}/watcher.crt"),
+            _readable("watchdog_url", watchdog.reveal()) if watchdog else Absent(f"{ETC}/watchdog_url"),
+            *(entry for channel in channels for entry in _secret_files(channel)),
+            *(Absent(f"{ETC}/{name}") for name in REMOVED),
             File("alertmanager.yml.j2", f"{ETC}/alertmanager.yml", check="amtool check-config {path}"),
         ],
         values=values,
     )
     hardening = place(
-        name="configure the unit",
+        name="Configure the Alertmanager unit",
         component="alertmanager",
         entries=[File("override.conf.j2", "/etc/systemd/system/prometheus-alertmanager.service.d/minipc.conf")],
         values=values,
     )
 
     # activate
-    unit(name="activate", unit="prometheus-alertmanager.service", restart_on=[hardening], reload_on=[files])
+    unit(name="Start Alertmanager", unit="prometheus-alertmanager.service", restart_on=[hardening], reload_on=[files])
 
 
-def _who_waits(settings: Settings) -> tuple[Secret, str | None]:
-    """The address that is pinged: one of the operator's choice, else the watcher's; and the latter's certificate."""
-    given = secrets({"url": WATCHDOG_URL}, optional=["url"])
-    address = offsite_address()
-    if "url" in given or address is None:
-        return secrets({"url": WATCHDOG_URL})["url"], None
-    found = secrets({"token": WATCHER_PING_TOKEN, "tls": TLS_KEY})
-    url = f"https://{bracketed(address)}:{settings.watcher.ping_port}/ping/{found['token'].reveal()}"
-    return Secret(WATCHDOG_URL, url), keys.certificate(found["tls"], address)
+def _secret_files(channel: AnyChannel) -> list[Entry]:
+    """Return the files with the secrets of a channel; Alertmanager reads them for each message."""
+    found = secrets({part: channel_secret(channel.name, part) for part in channel.secrets})
+    values = {part: secret.reveal() for part, secret in found.items()}
+    if channel.kind == "ntfy":
+        # The server itself turns Alertmanager's JSON into a text: https://docs.ntfy.sh/publish/#message-templating
+        values["url"] += ("&" if "?" in values["url"] else "?") + urlencode(NTFY)
+    return [_readable(f"{channel.name}_{part}", value) for part, value in values.items()]
+
+
+def _readable(name: str, value: str) -> Entry:
+    """Return a file with a secret that only Alertmanager's and Prometheus' account reads."""
+    return SecretFile("", f"{ETC}/{name}", owner="prometheus", content=value.encode())
+
+
+def _watchdog(settings: Settings, offsite: bool) -> Secret | None:
+    """Return the URL that is requested while alerts work; None: nobody waits for it but the off-site host."""
+    if offsite:
+        return secrets({"url": WATCHER_ALIVE_URL}, ["url"]).get("url")
+    if not settings.alertmanager.watchdog:
+        return None
+    return secrets({"url": WATCHDOG_URL}, ["url"] if settings.backups.offsite else []).get("url")
 
 
 if belongs_here("alertmanager"):

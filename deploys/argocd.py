@@ -3,21 +3,23 @@
 pyinfra inventory/production.py deploys/argocd.py
 """
 
+from urllib.parse import urlsplit
+
 from pyinfra.api import deploy
 
-from minipc import keys
-from minipc.addresses import known_host
-from minipc.argocd.manifest import NAMESPACE, NODE_PORT, render
 from minipc.config import Settings
-from minipc.deploy_repository import hosted_url
-from minipc.deploying import artifact, belongs_here, config, not_exercised, offsite_address, secrets
-from minipc.operations import Content, Directory, File, place, unit
-from minipc.operations.k3s import objects_present, once, rolled_out, secret_present
+from minipc.core.addresses import known_host
+from minipc.gitops.argocd_manifest import NAMESPACE, NODE_PORT, render
+from minipc.gitops.hosted_repository import hosted_url, literal_address
+from minipc.pyinfra_ext.deploying import artifact, belongs_here, config, not_exercised, offsite_address, secrets
+from minipc.pyinfra_ext.operations import Content, Directory, File, place, unit
+from minipc.pyinfra_ext.operations.k3s import objects_present, once, rolled_out, secret_present
+from minipc.secrets import ed25519
 from minipc.secrets.catalogue import ARGOCD_DEPLOY_KEY, ARGOCD_PASSWORD, SFTP_HOST_KEY
 from minipc.secrets.hashing import hashed
 
 ETC = "/etc/minipc/argocd"
-# ArgoCD's own name as an owner of fields: it adopts itself without a conflict.
+# ArgoCD's own field manager, so that it takes over these objects without a conflict.
 MANAGER = "argocd-controller"
 PARTS = ["deployment/argocd-server", "deployment/argocd-repo-server", "deployment/argocd-redis"]
 PARTS += ["statefulset/argocd-application-controller"]
@@ -26,10 +28,10 @@ PARTS += ["statefulset/argocd-application-controller"]
 @deploy("argocd")
 def argocd() -> None:
     settings = config()
-    if settings.workload.runtime != "k3s":
-        not_exercised("argocd", f"the service runs as a {settings.workload.runtime}", "argocd")
+    if settings.services.runtime != "k3s":
+        not_exercised("argocd", "services run under podman, without K3s", "argocd")
         return
-    # Without the cluster there is nothing to put it in; deploys/k3s.py says why.
+    # deploys/k3s.py reports why there is no cluster.
     cluster, manifest = artifact("k3s", component="argocd"), artifact("argocd-manifest", component="argocd")
     if cluster is None or manifest is None or manifest.path is None:
         return
@@ -42,18 +44,26 @@ def argocd() -> None:
 
     # configure
     files = place(
-        name="configure",
+        name="Configure ArgoCD",
         component="argocd",
         entries=[
             Directory(ETC, mode="700"),
             Content(render(manifest.path), f"{ETC}/install.yaml", mode="600"),
             File("known-hosts.yaml.j2", f"{ETC}/known-hosts.yaml", mode="600"),
+            File("network.yaml.j2", f"{ETC}/network.yaml", mode="600"),
             File("applications.yaml.j2", f"{ETC}/applications.yaml", mode="600"),
         ],
-        values={"argocd": settings.argocd, "repository": repository, "known_hosts": known_hosts},
+        values={
+            "argocd": settings.argocd,
+            "repository": repository,
+            "repository_port": urlsplit(repository).port or 22,
+            # By name it may be anywhere, on that port.
+            "repository_addresses": literal_address(repository, None, 0),
+            "known_hosts": known_hosts,
+        },
     )
-    door = place(
-        name="configure the operator's way to it",
+    socket = place(
+        name="Configure operator access to ArgoCD",
         component="argocd",
         entries=[
             File("minipc-argocd.socket.j2", "/etc/systemd/system/minipc-argocd.socket"),
@@ -63,27 +73,28 @@ def argocd() -> None:
     )
 
     # activate
-    objects_present(name="know the repository's host", path=f"{ETC}/known-hosts.yaml", placed=files)
+    objects_present(name="Add the repository host key to ArgoCD", path=f"{ETC}/known-hosts.yaml", placed=files)
+    objects_present(name="Restrict the network of ArgoCD", path=f"{ETC}/network.yaml", placed=files)
     passwords(repository)
-    once(name="bootstrap", namespace=NAMESPACE, path=f"{ETC}/install.yaml", manager=MANAGER, placed=files)
-    rolled_out(name="wait until it runs", namespace=NAMESPACE, parts=PARTS)
-    objects_present(name="point it at the repository", path=f"{ETC}/applications.yaml", placed=files)
-    unit(name="open the operator's way to it", unit="minipc-argocd.socket", restart_on=[door])
+    once(name="Bootstrap ArgoCD", namespace=NAMESPACE, path=f"{ETC}/install.yaml", manager=MANAGER, placed=files)
+    rolled_out(name="Wait until ArgoCD runs", namespace=NAMESPACE, parts=PARTS)
+    objects_present(name="Create the ArgoCD applications", path=f"{ETC}/applications.yaml", placed=files)
+    unit(name="Enable operator access to ArgoCD", unit="minipc-argocd.socket", restart_on=[socket])
 
 
 def passwords(repository: str) -> None:
-    """The administrator's, and the key that reads the repository: never in Git, never in a file of the machine."""
+    """Write the administrator password and the repository key. They are never in Git or in a file of the machine."""
     found = secrets({"password": ARGOCD_PASSWORD, "key": ARGOCD_DEPLOY_KEY})
-    # Before its first start: it would make itself a password otherwise.
+    # Before the first start; otherwise ArgoCD generates a password.
     secret_present(
-        name="set the administrator's password",
+        name="Set the ArgoCD administrator password",
         namespace=NAMESPACE,
         secret="argocd-secret",  # noqa: S106 - its name
         data={"admin.password": hashed(found["password"])},
         labels={"app.kubernetes.io/name": "argocd-secret", "app.kubernetes.io/part-of": "argocd"},
     )
     secret_present(
-        name="give it the key that reads the repository",
+        name="Add the repository key to ArgoCD",
         namespace=NAMESPACE,
         secret="deploy-repository",  # noqa: S106 - its name
         data={"type": "git", "url": repository, "sshPrivateKey": found["key"].reveal()},
@@ -92,13 +103,13 @@ def passwords(repository: str) -> None:
 
 
 def _repository(settings: Settings) -> tuple[str | None, list[str]]:
-    """Address of the deploy repository, and its host's keys: the operator's choice, else the off-site machine's."""
+    """Return the address of the deploy repository and its known_hosts lines: configured, else on the off-site host."""
     known_hosts = [*settings.argocd.known_hosts]
     address = offsite_address()
     if settings.argocd.repository or address is None:
         return settings.argocd.repository, known_hosts
     port = settings.offsite.sftp_port
-    host_key = keys.public_key(secrets({"host": SFTP_HOST_KEY})["host"])
+    host_key = ed25519.public_key(secrets({"host": SFTP_HOST_KEY})["host"])
     return hosted_url(address, port), [*known_hosts, known_host(address, port, host_key)]
 
 

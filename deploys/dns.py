@@ -1,4 +1,4 @@
-"""DNS: on a machine whose public address changes by itself, a timer has the public records follow it.
+"""DNS: on a machine with a dynamic public address, a timer updates the public records.
 
 pyinfra inventory/production.py deploys/dns.py
 """
@@ -9,11 +9,10 @@ from pyinfra import host
 from pyinfra.api import deploy
 from pyinfra.operations import systemd
 
-from minipc.deploying import belongs_here, config, not_exercised, secrets
-from minipc.dns.shipped import CODE, CONFIG_FILE, SHIPPED
-from minipc.operations import Absent, Content, File, install, place, unit
-from minipc.paths import ROOT
-from minipc.secrets.catalogue import DNS_TOKEN
+from minipc.dns.shipped import CODE, CONFIG_FILE, shipped
+from minipc.pyinfra_ext.deploying import belongs_here, config, not_exercised, secrets
+from minipc.pyinfra_ext.operations import Absent, Content, File, install, place, unit
+from minipc.secrets.catalogue import dns_credentials
 
 SERVICE = "/etc/systemd/system/minipc-dns.service"
 TIMER = "/etc/systemd/system/minipc-dns.timer"
@@ -26,45 +25,47 @@ def dns() -> None:
     if settings.provider == "none":
         not_exercised("dns", "no DNS provider is configured (dns_provider)", "dns")
     if not settings.follow:
-        systemd.service(name="stop following the address", service="minipc-dns.timer", running=False, enabled=False)
+        systemd.service(name="Disable the DNS update timer", service="minipc-dns.timer", running=False, enabled=False)
         place(
-            name="remove what followed it",
+            name="Remove the DNS updater",
             component="dns",
             entries=[Absent(path) for path in (TIMER, SERVICE, TOKEN_FILE, CONFIG_FILE)],
         )
         return
-    token = secrets({"token": DNS_TOKEN})["token"]
+    token = secrets({"token": dns_credentials(settings.provider)})["token"]
 
     # install
-    install(name="install packages", packages=["python3-httpx"])
+    install(name="Install packages for the DNS updater", packages=["python3-requests", "python3-yaml"])
     code = place(
-        name="place the code",
+        name="Copy the DNS updater",
         component="dns",
-        entries=[Content((ROOT / path).read_bytes(), f"{CODE}/{path}") for path in SHIPPED],
+        entries=[Content(content, f"{CODE}/{path}") for path, content in shipped(settings.provider).items()],
     )
 
     # configure
     values = {
         "identity": host.data.machine_identity,
+        "provider": settings.provider,
+        "options": settings.options,
         "zone": settings.zone,
         "api_url": settings.api_url,
         "address_url": settings.address_url,
         "records": [[record.name, record.type] for record in settings.records],
     }
     files = place(
-        name="configure",
+        name="Configure the DNS updater",
         component="dns",
         entries=[
             Content(f"{json.dumps(values, indent=2)}\n".encode(), CONFIG_FILE),
             Content(token.reveal().encode(), TOKEN_FILE, mode="600", secret=True),
-            File("minipc-dns.service", SERVICE),
+            File("minipc-dns.service.j2", SERVICE),
             File("minipc-dns.timer.j2", TIMER),
         ],
         values={"dns": settings},
     )
 
     # activate
-    unit(name="look now and then", unit="minipc-dns.timer", restart_on=[code, files])
+    unit(name="Enable the DNS update timer", unit="minipc-dns.timer", restart_on=[code, files])
 
 
 if belongs_here("dns"):

@@ -1,17 +1,16 @@
-"""Grafana: dashboards for the operator, rendered from the questions and the saved log queries. Operator side only.
+"""Grafana: dashboards rendered from the checks and the saved log queries. Reached from the operator side only.
 
 pyinfra inventory/production.py deploys/grafana.py
 """
 
 from pyinfra.api import deploy
-from pyinfra.operations import server
 
 from minipc.checks import load
-from minipc.dashboards import logs_dashboard, questions_dashboard, rendered
-from minipc.deploying import artifact, belongs_here, config, secrets
+from minipc.core.ports import MONITORING
+from minipc.dashboards import logs_dashboard, questions_dashboard, rendered, service_dashboard
 from minipc.logs import saved_queries
-from minipc.operations import Content, Directory, File, SecretFile, place, push, unit
-from minipc.ports import MONITORING
+from minipc.pyinfra_ext.deploying import artifact, belongs_here, config, secrets
+from minipc.pyinfra_ext.operations import Content, Directory, File, SecretFile, place, push, unit
 from minipc.secrets.catalogue import GRAFANA_PASSWORD
 
 ETC = "/etc/grafana"
@@ -26,19 +25,11 @@ def grafana() -> None:
     passwords = secrets({"admin": GRAFANA_PASSWORD})
 
     # install
-    program = push(name="place the program", artifact=found, path="/usr/local/lib/minipc/grafana", member="grafana-*")
-    server.user(
-        name="create the account",
-        user="grafana",
-        system=True,
-        home="/var/lib/grafana",
-        ensure_home=False,
-        shell="/usr/sbin/nologin",
-    )
+    program = push(name="Copy Grafana", artifact=found, path="/usr/local/lib/minipc/grafana", member="grafana-*")
 
     # configure
     files = place(
-        name="configure",
+        name="Configure Grafana",
         component="grafana",
         entries=[
             Directory(ETC),
@@ -57,19 +48,21 @@ def grafana() -> None:
             "loki_url": settings.syslog_ng.loki_url or f"http://127.0.0.1:{settings.loki.port}",
         },
     )
-    # Grafana looks for changed dashboards itself.
+    services = settings.services.declared
+    # Grafana reloads changed dashboards by itself.
     place(
-        name="place the dashboards",
+        name="Copy the Grafana dashboards",
         component="grafana",
         entries=[
             Directory(f"{ETC}/dashboards"),
-            Content(rendered(questions_dashboard(load())), f"{ETC}/dashboards/questions.json"),
-            Content(rendered(logs_dashboard(saved_queries().values())), f"{ETC}/dashboards/logs.json"),
+            Content(rendered(questions_dashboard(load(services))), f"{ETC}/dashboards/questions.json"),
+            Content(rendered(service_dashboard()), f"{ETC}/dashboards/service.json"),
+            Content(rendered(logs_dashboard(saved_queries(services).values())), f"{ETC}/dashboards/logs.json"),
         ],
     )
 
     # activate
-    unit(name="activate", unit="grafana.service", restart_on=[program, files])
+    unit(name="Start Grafana", unit="grafana.service", restart_on=[program, files])
 
 
 if belongs_here("grafana"):

@@ -1,9 +1,7 @@
-"""K3s: runs the service and ArgoCD, and nothing that has data.
+"""K3s: runs the services and ArgoCD. It holds no data.
 
 pyinfra inventory/production.py deploys/k3s.py
 """
-
-from ipaddress import ip_address
 
 from pyinfra import host
 from pyinfra.api import deploy
@@ -11,10 +9,27 @@ from pyinfra.operations import files
 
 from minipc.artifacts import Artifact
 from minipc.config import Settings
-from minipc.deploying import artifact, belongs_here, config, node_interface, not_exercised, secrets
-from minipc.facts.k3s import PROGRAM, InUserNamespace
-from minipc.operations import Absent, Directory, File, Placed, SecretFile, install, place, push, unit
-from minipc.operations.k3s import PACKAGES, node_ready, program_path, saved_before, token_present
+from minipc.core.ports import POD_WIREGUARD
+from minipc.pyinfra_ext.deploying import (
+    artifact,
+    belongs_here,
+    cluster_is_encrypted,
+    cluster_nodes,
+    config,
+    node_interface,
+    not_exercised,
+    secrets,
+)
+from minipc.pyinfra_ext.facts.k3s import PROGRAM, InUserNamespace
+from minipc.pyinfra_ext.operations import Absent, Directory, File, Placed, SecretFile, install, place, push, unit
+from minipc.pyinfra_ext.operations.k3s import (
+    PACKAGES,
+    images_imported,
+    node_ready,
+    program_path,
+    saved_before,
+    token_present,
+)
 from minipc.secrets.catalogue import K3S_AGENT_TOKEN, K3S_NODE_PASSWORD, K3S_TOKEN, registry_password
 
 ETC = "/etc/rancher/k3s"
@@ -26,14 +41,14 @@ AGENT = "/var/lib/rancher/k3s/agent/etc"
 @deploy("k3s")
 def k3s() -> None:
     settings = config()
-    if settings.workload.runtime != "k3s":
-        not_exercised("k3s", f"the service runs as a {settings.workload.runtime}", "k3s")
+    if settings.services.runtime != "k3s":
+        not_exercised("k3s", "services run under podman, without K3s", "k3s")
         return
     found = artifact("k3s", component="k3s")
     if found is None:
-        # Prometheus is told where these are, and starts without them only if they exist.
+        # Prometheus is configured with these files and does not start if they are missing.
         for path in (TOKEN, CA):
-            files.file(name=f"have {path}", path=path, mode="600")
+            files.file(name=f"Create {path}", path=path, mode="600")
         return
 
     # install
@@ -41,52 +56,57 @@ def k3s() -> None:
 
     # configure
     kernel = place(
-        name="configure kernel modules",
+        name="Configure kernel modules for K3s",
         component="k3s",
         entries=[File("modules.conf", "/etc/modules-load.d/minipc-k3s.conf")],
     )
     configured = configuration(settings)
-    contents(settings)
+    contents()
 
     # activate
-    unit(name="load kernel modules", unit="systemd-modules-load.service", restart_on=[kernel])
-    unit(name="activate", unit="k3s.service", restart_on=[binary, configured])
-    node_ready(name="wait until the node is ready", node=settings.host.name, program=program_path(found))
-    token_present(name="let Prometheus see what runs", account="prometheus", token=TOKEN, ca=CA, reader="prometheus")
+    unit(name="Load kernel modules for K3s", unit="systemd-modules-load.service", restart_on=[kernel])
+    unit(name="Start K3s", unit="k3s.service", restart_on=[binary, configured])
+    node_ready(name="Wait until the node is ready", node=settings.host.name, program=program_path(found))
+    images_imported(name="Import images that containerd has lost")
+    token_present(name="Create the Prometheus token", account="prometheus", token=TOKEN, ca=CA, reader="prometheus")
 
 
 def program(settings: Settings, found: Artifact) -> Placed:
-    """The binary, by version, so that the one before is still there to go back to."""
-    install(name="install packages", packages=PACKAGES)
+    """Copy the binary under its version, so that the previous version stays available for a rollback."""
+    install(name="Install packages for K3s", packages=PACKAGES)
     path = program_path(found)
-    binary = push(name="place the program", artifact=found, path=path)
-    saved_before(name="save the datastore before an upgrade", program=path, node=settings.host.name)
-    files.link(name="use this version", path=PROGRAM, target=path)
+    binary = push(name="Copy the K3s binary", artifact=found, path=path)
+    saved_before(name="Save the K3s datastore before an upgrade", program=path, node=settings.host.name)
+    files.link(name="Link the current K3s version", path=PROGRAM, target=path)
     return binary
 
 
 def configuration(settings: Settings) -> Placed:
-    """Of the server, the kubelet and containerd; with what a kernel shared with the controller needs, in the lab."""
+    """Configure server, kubelet and containerd. In the lab, also the overrides for a shared kernel."""
     registries = {registry.name: registry_password(registry.name) for registry in settings.k3s.registries}
     passwords = secrets({"token": K3S_TOKEN, "agent_token": K3S_AGENT_TOKEN, "node": K3S_NODE_PASSWORD, **registries})
     addresses = [settings.vpn.address, settings.vpn.address_ipv6, settings.host.service_address]
-    # The same list, in the same order, whichever way this converge comes in: another one restarts the API.
+    # Always the same list in the same order, however the controller connects: a change restarts the API.
     ways_in = [settings.k3s.node_ip, host.data.get("lan_address"), host.data.ssh_hostname]
     addresses += [address for address in ways_in if address]
-    lab = [
+    for_a_shared_kernel = [
         File("lab-config.yaml", f"{ETC}/config.yaml.d/90-lab.yaml"),
         File("lab-kubelet.conf", f"{AGENT}/kubelet.conf.d/90-lab.conf"),
         File("lab-containerd.toml", f"{AGENT}/containerd/config-v3.toml.d/90-lab.toml"),
     ]
-    in_lab = settings.environment == "lab" and host.get_fact(InUserNamespace)
+    encrypted = cluster_is_encrypted()
+    if cluster_nodes() and not encrypted:
+        not_exercised("encryption between the machines of the cluster", "the kernel has no WireGuard", "k3s")
+    flannel = f"{ETC}/flannel.json"
     return place(
-        name="configure",
+        name="Configure K3s",
         component="k3s",
         entries=[
             Directory(ETC, mode="700"),
             Directory("/etc/rancher/node", mode="700"),
             Directory("/var/log/k3s", mode="700"),
             File("config.yaml.j2", f"{ETC}/config.yaml", mode="600"),
+            File("flannel.json.j2", flannel) if encrypted else Absent(flannel),
             File("admission.yaml", f"{ETC}/admission.yaml", mode="600"),
             File("audit.yaml", f"{ETC}/audit.yaml", mode="600"),
             File("kubelet.conf", f"{AGENT}/kubelet.conf.d/50-minipc.conf", mode="600"),
@@ -97,7 +117,7 @@ def configuration(settings: Settings) -> Placed:
             if registries
             else Absent(f"{ETC}/registries.yaml"),
             File("k3s.service", "/etc/systemd/system/k3s.service"),
-            *(lab if in_lab else []),
+            *(for_a_shared_kernel if settings.where.shares_kernel and host.get_fact(InUserNamespace) else []),
         ],
         values={
             "k3s": settings.k3s,
@@ -106,26 +126,23 @@ def configuration(settings: Settings) -> Placed:
             "names": [*dict.fromkeys([*addresses, *settings.k3s.api_names])],
             "registries": settings.k3s.registries,
             "passwords": passwords,
+            "encrypted": encrypted,
+            "pod_port": POD_WIREGUARD,
         },
     )
 
 
-def contents(settings: Settings) -> None:
-    """What is in the cluster from its start: the way to the data outside it, and Prometheus's account."""
-    address = settings.host.service_address
+def contents() -> None:
+    """Configure the first manifest of the cluster: Prometheus's account. `deploys/services.py` makes the namespaces."""
     place(
-        name="configure what is in the cluster",
+        name="Configure cluster manifests",
         component="k3s",
         entries=[
-            File("data.yaml.j2", f"{MANIFESTS}/minipc-data.yaml", mode="600"),
+            # Of minipc 0.2. K3s leaves the objects of a file that is gone.
+            Absent(f"{MANIFESTS}/minipc-data.yaml"),
             File("monitoring.yaml", f"{MANIFESTS}/minipc-monitoring.yaml", mode="600"),
             Directory("/etc/minipc/k3s"),
         ],
-        values={
-            "address": address,
-            "address_type": f"IPv{ip_address(address).version}",
-            "services": {"postgres": settings.postgres.port, "redis": settings.redis.port},
-        },
     )
 
 

@@ -1,4 +1,4 @@
-"""K3s on a further machine of a cluster: more room for pods. No API, no datastore, no data.
+"""K3s agent: an additional machine of the cluster, for more pods. It has no API, no datastore and no data.
 
 pyinfra inventory/production.py deploys/k3s_agent.py
 """
@@ -8,11 +8,21 @@ from pyinfra.api import deploy
 from pyinfra.operations import files
 
 from minipc.config import Settings
-from minipc.deploying import artifact, belongs_here, cluster_server, config, node_interface, not_exercised, secrets
-from minipc.facts.k3s import AS_THE_NODE, PROGRAM, InUserNamespace
-from minipc.operations import Absent, Directory, File, Placed, SecretFile, install, place, push, unit
-from minipc.operations.k3s import PACKAGES, node_ready, program_path
-from minipc.ports import MONITORING
+from minipc.core.ports import MONITORING, POD_WIREGUARD
+from minipc.pyinfra_ext.deploying import (
+    artifact,
+    belongs_here,
+    cluster_is_encrypted,
+    cluster_nodes,
+    cluster_server,
+    config,
+    node_interface,
+    not_exercised,
+    secrets,
+)
+from minipc.pyinfra_ext.facts.k3s import AS_THE_NODE, PROGRAM, InUserNamespace
+from minipc.pyinfra_ext.operations import Absent, Directory, File, Placed, SecretFile, install, place, push, unit
+from minipc.pyinfra_ext.operations.k3s import PACKAGES, images_imported, node_ready, program_path
 from minipc.secrets.catalogue import K3S_AGENT_TOKEN, registry_password
 
 UNIT = "k3s-agent.service"
@@ -24,60 +34,65 @@ AGENT = "/var/lib/rancher/k3s/agent/etc"
 @deploy("k3s_agent")
 def k3s_agent() -> None:
     settings = config()
-    if settings.workload.runtime != "k3s":
-        not_exercised("k3s_agent", f"the service runs as a {settings.workload.runtime}", "k3s_agent")
+    if settings.services.runtime != "k3s":
+        not_exercised("k3s_agent", "services run under podman, without K3s", "k3s_agent")
         return
     found = artifact("k3s", component="k3s_agent")
     if found is None:
         return
 
     # install
-    install(name="install packages", packages=[*PACKAGES, "prometheus-node-exporter"])
+    install(name="Install packages for the K3s agent", packages=[*PACKAGES, "prometheus-node-exporter"])
     path = program_path(found)
-    binary = push(name="place the program", artifact=found, path=path)
-    files.link(name="use this version", path=PROGRAM, target=path)
+    binary = push(name="Copy the K3s binary", artifact=found, path=path)
+    files.link(name="Link the current K3s version", path=PROGRAM, target=path)
 
     # configure
     kernel = place(
-        name="configure kernel modules",
+        name="Configure kernel modules for K3s",
         component="k3s_agent",
-        entries=[File("modules.conf", "/etc/modules-load.d/minipc-k3s.conf")],
+        entries=[File("k3s/modules.conf", "/etc/modules-load.d/minipc-k3s.conf")],
     )
     configured = configuration(settings)
-    exporter = measurements(settings)
+    exporter = node_exporter(settings)
 
     # activate
-    unit(name="load kernel modules", unit="systemd-modules-load.service", restart_on=[kernel])
-    unit(name="activate", unit=UNIT, restart_on=[binary, configured])
-    unit(name="activate the exporter", unit=EXPORTER, restart_on=[exporter])
+    unit(name="Load kernel modules for K3s", unit="systemd-modules-load.service", restart_on=[kernel])
+    unit(name="Start the K3s agent", unit=UNIT, restart_on=[binary, configured])
+    unit(name="Start the node exporter", unit=EXPORTER, restart_on=[exporter])
     node_ready(
-        name="wait until the node is ready", node=settings.host.name, program=path, unit=UNIT, kubectl=AS_THE_NODE
+        name="Wait until the node is ready", node=settings.host.name, program=path, unit=UNIT, kubectl=AS_THE_NODE
     )
+    images_imported(name="Import images that containerd has lost")
 
 
 def configuration(settings: Settings) -> Placed:
-    """Of the agent, the kubelet and containerd; with what a kernel shared with the controller needs, in the lab."""
+    """Configure agent, kubelet and containerd. In the lab, also the overrides for a shared kernel."""
     registries = {registry.name: registry_password(registry.name) for registry in settings.k3s.registries}
     passwords = secrets({"token": K3S_AGENT_TOKEN, **registries})
-    lab = [
-        File("lab-config.yaml", f"{ETC}/config.yaml.d/90-lab.yaml"),
-        File("lab-kubelet.conf", f"{AGENT}/kubelet.conf.d/90-lab.conf"),
-        File("lab-containerd.toml", f"{AGENT}/containerd/config-v3.toml.d/90-lab.toml"),
+    for_a_shared_kernel = [
+        File("k3s/lab-config.yaml", f"{ETC}/config.yaml.d/90-lab.yaml"),
+        File("k3s/lab-kubelet.conf", f"{AGENT}/kubelet.conf.d/90-lab.conf"),
+        File("k3s/lab-containerd.toml", f"{AGENT}/containerd/config-v3.toml.d/90-lab.toml"),
     ]
-    in_lab = settings.environment == "lab" and host.get_fact(InUserNamespace)
+    encrypted = cluster_is_encrypted()
+    if cluster_nodes() and not encrypted:
+        not_exercised("encryption between the machines of the cluster", "the kernel has no WireGuard", "k3s_agent")
+    flannel = f"{ETC}/flannel.json"
     return place(
-        name="configure",
+        name="Configure the K3s agent",
         component="k3s_agent",
         entries=[
             Directory(ETC, mode="700"),
             File("config.yaml.j2", f"{ETC}/config.yaml", mode="600"),
-            File("kubelet.conf", f"{AGENT}/kubelet.conf.d/50-minipc.conf", mode="600"),
+            File("k3s/flannel.json.j2", flannel) if encrypted else Absent(flannel),
+            File("k3s/kubelet.conf", f"{AGENT}/kubelet.conf.d/50-minipc.conf", mode="600"),
             SecretFile("", f"{ETC}/token", content=f"{passwords['token'].reveal()}\n".encode()),
-            SecretFile("registries.yaml.j2", f"{ETC}/registries.yaml")
+            SecretFile("k3s/registries.yaml.j2", f"{ETC}/registries.yaml")
             if registries
             else Absent(f"{ETC}/registries.yaml"),
             File("k3s-agent.service", f"/etc/systemd/system/{UNIT}"),
-            *(lab if in_lab else []),
+            *(for_a_shared_kernel if settings.where.shares_kernel and host.get_fact(InUserNamespace) else []),
         ],
         values={
             "k3s": settings.k3s,
@@ -86,18 +101,20 @@ def configuration(settings: Settings) -> Placed:
             "server": cluster_server(),
             "registries": settings.k3s.registries,
             "passwords": passwords,
+            "encrypted": encrypted,
+            "pod_port": POD_WIREGUARD,
         },
     )
 
 
-def measurements(settings: Settings) -> Placed:
-    """The exporter that the server's Prometheus asks; the firewall lets nobody else."""
+def node_exporter(settings: Settings) -> Placed:
+    """Configure the node exporter. The firewall admits only the server's Prometheus."""
     return place(
-        name="configure what is measured",
+        name="Configure the node exporter",
         component="k3s_agent",
         entries=[
             Directory("/var/lib/prometheus/node-exporter"),
-            File("node-exporter.conf.j2", f"/etc/systemd/system/{EXPORTER}.d/minipc.conf"),
+            File("prometheus/node-exporter.conf.j2", f"/etc/systemd/system/{EXPORTER}.d/minipc.conf"),
         ],
         values={"ports": MONITORING, "listen": settings.k3s.node_ip},
     )

@@ -1,4 +1,4 @@
-"""Loki: logs, searchable. One process with files on disk, on loopback; kept by age and within a bound of disk space.
+"""Loki: searchable logs, one process on loopback with files on disk, limited by age and disk space.
 
 pyinfra inventory/production.py deploys/loki.py
 """
@@ -6,10 +6,9 @@ pyinfra inventory/production.py deploys/loki.py
 import json
 
 from pyinfra.api import deploy
-from pyinfra.operations import server
 
-from minipc.deploying import artifact, belongs_here, config
-from minipc.operations import Content, Directory, File, place, push, unit
+from minipc.pyinfra_ext.deploying import artifact, belongs_here, config
+from minipc.pyinfra_ext.operations import Content, Directory, File, place, programs, push, unit
 
 ETC = "/etc/loki"
 DATA = "/var/lib/loki"
@@ -25,15 +24,12 @@ def loki() -> None:
         return
 
     # install
-    program = push(name="place the program", artifact=found, path=f"{BIN}/loki", member="loki-linux-*")
-    server.user(
-        name="create the account", user="loki", system=True, home=DATA, ensure_home=False, shell="/usr/sbin/nologin"
-    )
+    program = push(name="Install Loki", artifact=found, path=f"{BIN}/loki", member="loki-linux-*")
 
     # configure
     target = [{"targets": [f"127.0.0.1:{settings.loki.port}"]}]
     files = place(
-        name="configure",
+        name="Configure Loki",
         component="loki",
         entries=[
             Directory(ETC),
@@ -43,12 +39,12 @@ def loki() -> None:
         ],
         values={"loki": settings.loki, "data": DATA},
     )
-    bound = place(
-        name="configure the bound of its disk space",
+    bound = programs(
+        name="Install the limit of Loki's disk space",
         component="loki",
+        programs=["loki-bound"],
         entries=[
             Content(json.dumps(target).encode() + b"\n", f"{ETC}/target.json"),
-            File("bound.py", f"{BIN}/loki-bound", mode="755"),
             File("minipc-loki-bound.service.j2", f"{SYSTEMD}/minipc-loki-bound.service"),
             File("minipc-loki-bound.timer", f"{SYSTEMD}/minipc-loki-bound.timer"),
         ],
@@ -56,8 +52,8 @@ def loki() -> None:
     )
 
     # activate
-    unit(name="activate", unit="loki.service", restart_on=[program, files])
-    unit(name="keep it within its disk space", unit="minipc-loki-bound.timer", restart_on=[bound])
+    unit(name="Start Loki", unit="loki.service", restart_on=[program, files])
+    unit(name="Enable the timer of the disk space limit", unit="minipc-loki-bound.timer", restart_on=[bound])
 
 
 if belongs_here("loki"):

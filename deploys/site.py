@@ -1,15 +1,17 @@
-"""Everything, in the order in which a rebuild goes: host, network, data, service, public door.
+"""Converge everything, in the order of the components: host, network, data, service, ingress.
 
     pyinfra inventory/production.py deploys/site.py
 
-One line each, not a loop: by the lines they are called from pyinfra knows which operations of two machines are the
-same. The list is the one of minipc/components.py (tests/unit/test_deploys.py holds them together).
+One line for each component, not a loop. pyinfra orders the operations of several machines by the line numbers that they
+are called from; in a loop, `host.loop` included, the line number inside the deploy file would come first, and the mini
+PC would look for its backup before the off-site host serves it. `tests/unit/test_deploys.py` compares the lines with
+`minipc/config/components.py`.
 """
 
 from pyinfra import host, local
 
-from minipc.components import role_of
-from minipc.operations.k3s import server_first
+from minipc.config.components import role_of
+from minipc.pyinfra_ext.operations.k3s import server_first
 
 role = role_of(host.groups)
 
@@ -19,9 +21,9 @@ if role == "mini":
 local.include("deploys/firewall.py")
 if role == "offsite":
     local.include("deploys/offsite.py")
-    local.include("deploys/watcher.py")
 if role == "mini":
     local.include("deploys/repositories.py")
+    local.include("deploys/volumes.py")
     local.include("deploys/postgres.py")
     local.include("deploys/backups.py")
     local.include("deploys/redis.py")
@@ -34,12 +36,17 @@ if role != "offsite":
 if role == "agent":
     local.include("deploys/k3s_agent.py")
 if role == "mini":
-    local.include("deploys/workload.py")
+    local.include("deploys/services.py")
     local.include("deploys/argocd.py")
     local.include("deploys/edge.py")
     local.include("deploys/dns.py")
+if role != "agent":
     local.include("deploys/alertmanager.py")
+if role == "mini":
     local.include("deploys/prometheus.py")
+if role == "offsite":
+    local.include("deploys/watcher.py")
+if role == "mini":
     local.include("deploys/loki.py")
     local.include("deploys/syslog_ng.py")
     local.include("deploys/grafana.py")

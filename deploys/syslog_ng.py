@@ -1,13 +1,14 @@
-"""syslog-ng: ships journal, access log, PostgreSQL's log and pods' logs to Loki; what Loki doesn't take waits on disk.
+"""syslog-ng: ships the journal, access log, PostgreSQL log and pod logs to Loki, with a buffer on disk.
 
 pyinfra inventory/production.py deploys/syslog_ng.py
 """
 
 from pyinfra.api import deploy
-from pyinfra.operations import server
 
-from minipc.deploying import artifact, belongs_here, config
-from minipc.operations import Directory, File, install, place, unit
+from minipc.pyinfra_ext.deploying import artifact, belongs_here, config
+from minipc.pyinfra_ext.operations import Directory, File, install, place, unit
+from minipc.services.environment import programs as programs_of
+from minipc.services.manifests import podman_name
 
 STATE = "/var/lib/syslog-ng"
 SYSTEMD = "/etc/systemd/system"
@@ -21,32 +22,36 @@ def syslog_ng() -> None:
         return
 
     # install
-    install(name="install packages", packages=["syslog-ng-core", "syslog-ng-mod-http"])
-    server.user(
-        name="create the account",
-        user="syslog-ng",
-        system=True,
-        home=STATE,
-        ensure_home=False,
-        shell="/usr/sbin/nologin",
-    )
+    install(name="Install syslog-ng", packages=["syslog-ng-core", "syslog-ng-mod-http"])
 
     # configure
     files = place(
-        name="configure",
+        name="Configure syslog-ng",
         component="syslog_ng",
         entries=[
             Directory(STATE, owner="syslog-ng", mode="700"),
-            # It looks for logs there from its start on; K3s is there later, if at all.
+            # syslog-ng watches this folder from its start; K3s creates it later, or never.
             Directory("/var/log/pods"),
             File("syslog-ng.conf.j2", "/etc/syslog-ng/syslog-ng.conf", check="syslog-ng --no-caps -s -f {path}"),
-            File("override.conf", f"{SYSTEMD}/syslog-ng.service.d/minipc.conf"),
+            File("override.conf.j2", f"{SYSTEMD}/syslog-ng.service.d/minipc.conf"),
         ],
-        values={"url": url, "buffer_mb": settings.syslog_ng.buffer_mb, "state": STATE, "reopen_s": 5},
+        values={
+            "url": url,
+            "buffer_mb": settings.syslog_ng.buffer_mb,
+            "state": STATE,
+            "reopen_s": 5,
+            "for_operator": bool(settings.services.for_operator),
+            "namespaces": [service.name for service in settings.services.declared],
+            "under_podman": [
+                (service.name, part, podman_name(service, part))
+                for service in (settings.services.declared if settings.services.runtime == "podman" else ())
+                for part in programs_of(service)
+            ],
+        },
     )
 
     # activate
-    unit(name="activate", unit="syslog-ng.service", restart_on=[files])
+    unit(name="Start syslog-ng", unit="syslog-ng.service", restart_on=[files])
 
 
 if belongs_here("syslog_ng"):

@@ -1,40 +1,74 @@
-"""The external monitor: asks the public address from outside, waits for the machine's ping, tells by its own channels.
+"""Watcher: monitors the services and the mini PC from the off-site host, with Debian's Prometheus and exporters.
+
+Two separate Prometheus servers: one on loopback probes the public addresses and monitors this host; the other receives
+the mini PC's metrics through the public port, and alerts when they stop. Neither can change what the other one sees.
 
 pyinfra --limit offsite inventory/production.py deploys/watcher.py
 """
-
-import json
-from typing import Any
 
 from pyinfra import host
 from pyinfra.api import deploy
 from pyinfra.operations import server
 
-from minipc import keys
+from minipc.checks.probes import modules, outside
+from minipc.checks.rule_files import values as settings_by_name
 from minipc.config import Settings
-from minipc.config.schema import WatcherSettings
-from minipc.deploying import belongs_here, config, not_exercised, secrets
-from minipc.operations import Content, Directory, File, SecretFile, install, place, unit
-from minipc.secrets import Secret
-from minipc.secrets.catalogue import TLS_KEY, WATCHER_ALIVE_URL, WATCHER_CHANNELS, WATCHER_PING_TOKEN
+from minipc.core.ports import MONITORING
+from minipc.pyinfra_ext.deploying import belongs_here, config, secrets
+from minipc.pyinfra_ext.operations import (
+    Absent,
+    Content,
+    Directory,
+    File,
+    Placed,
+    SecretFile,
+    install,
+    place,
+    unit,
+    units,
+)
+from minipc.pyinfra_ext.operations.monitoring import registered_outside, rules
+from minipc.secrets import ed25519
+from minipc.secrets.catalogue import TLS_KEY, WATCHER_ALERTMANAGER_PASSWORD, WATCHER_CLIENT_KEY, WATCHER_PASSWORD
+from minipc.secrets.hashing import hashed
 
-ETC = "/etc/minipc/watcher"
+ETC = "/etc/prometheus/minipc"
+RECEIVER = "/etc/minipc/watcher"
 USER = "minipc-watcher"
+SYSTEMD = "/etc/systemd/system"
+EXPORTERS = ["node", "blackbox"]
+# Megabytes: of each Prometheus (MemoryHigh), and of all programs together (MemoryHigh, MemoryMax).
+MEMORY, SET_MEMORY, SET_MEMORY_MAX = 96, 220, 250
+# Files of earlier versions.
+REMOVED = (
+    *(f"{RECEIVER}/{name}" for name in ("settings.json", "channels.json")),
+    *(f"/usr/local/lib/minipc/{name}" for name in ("watcher", "minipc_machine/watcher.py")),
+    "/var/lib/minipc-watcher/state.json",
+)
 
 
 @deploy("watcher")
 def watcher() -> None:
-    settings = config().watcher
-    names = {kind: WATCHER_CHANNELS[kind] for kind in settings.channels if kind in WATCHER_CHANNELS}
-    found = secrets({"token": WATCHER_PING_TOKEN, "tls": TLS_KEY, "alive": WATCHER_ALIVE_URL, **names}, ["alive"])
-    if settings.channels == ["journal"]:
-        not_exercised("the watcher reaches somebody", "watcher_channels has only the journal", "watcher")
-    address = config().offsite.address or host.data.ssh_hostname
+    settings = config()
+    limits = {"retention_mb": settings.watcher.retention_mb // 2, "memory_mb": MEMORY, "set_memory_mb": SET_MEMORY}
+    values = settings_by_name(settings) | {
+        "prometheus": settings.prometheus.model_copy(update=limits),
+        "set_memory_max_mb": SET_MEMORY_MAX,
+        "ports": MONITORING,
+        "listen": "127.0.0.1",
+        "etc": ETC,
+        "offsite_url": None,
+        "modules": modules(()),
+        "probes": outside(settings),
+        "measured": {},
+        "services": settings.services.model_copy(update={"declared": ()}),
+    }
 
     # install
-    install(name="install packages", packages=["ca-certificates", "dbus", "python3"])
+    packages = [f"prometheus-{exporter}-exporter" for exporter in EXPORTERS]
+    install(name="Install Prometheus and exporters", packages=["prometheus", "promtool", *packages])
     server.user(
-        name="create the account",
+        name="Create the account of the receiver",
         user=USER,
         system=True,
         home="/var/lib/minipc-watcher",
@@ -44,61 +78,85 @@ def watcher() -> None:
 
     # configure
     files = place(
-        name="configure",
+        name="Configure the probes from outside and their rules",
         component="watcher",
         entries=[
             Directory(ETC),
-            File("watcher.py", "/usr/local/lib/minipc/watcher", mode="755"),
-            Content(json.dumps(_watched(config()), indent=1).encode() + b"\n", f"{ETC}/settings.json"),
-            SecretFile(
-                "", f"{ETC}/channels.json", owner=USER, content=json.dumps(_told(settings, found)).encode() + b"\n"
+            Directory(f"{ETC}/scrape.d"),
+            Directory(f"{ETC}/rules.d"),
+            *registered_outside(ETC, values, settings.prometheus.pace, settings.alertmanager.runbook_url),
+            File(
+                "prometheus/prometheus.yml.j2",
+                f"{ETC}/prometheus.yml",
+                check="promtool check config --syntax-only {path}",
             ),
-            Content(keys.certificate(found["tls"], address).encode(), f"{ETC}/tls.crt"),
-            SecretFile("", f"{ETC}/tls.key", owner=USER, content=keys.pem(found["tls"]).encode()),
-            File("minipc-watcher.service", "/etc/systemd/system/minipc-watcher.service"),
+            File(
+                "prometheus/blackbox.yml.j2",
+                f"{ETC}/blackbox.yml",
+                check="prometheus-blackbox-exporter --config.check --config.file={path}",
+            ),
         ],
+        values=values,
     )
+    programs = place(
+        name="Configure the units of Prometheus and the exporters",
+        component="watcher",
+        entries=[
+            Directory("/var/lib/prometheus/node-exporter"),
+            File("prometheus/minipc-monitoring.slice.j2", f"{SYSTEMD}/minipc-monitoring.slice"),
+            File("prometheus/prometheus.conf.j2", f"{SYSTEMD}/prometheus.service.d/minipc.conf"),
+            *(
+                File(
+                    f"prometheus/{name}-exporter.conf.j2", f"{SYSTEMD}/prometheus-{name}-exporter.service.d/minipc.conf"
+                )
+                for name in EXPORTERS
+            ),
+        ],
+        values=values,
+    )
+    received = receiver(settings, values)
 
     # activate
-    unit(name="activate", unit="minipc-watcher.service", restart_on=[files])
+    running = [*(f"prometheus-{exporter}-exporter.service" for exporter in EXPORTERS)]
+    units(name="Start the exporters", units=running, restart_on=[programs])
+    unit(name="Start Prometheus", unit="prometheus.service", restart_on=[programs], reload_on=[files])
+    unit(name="Start the receiver of the mini PC's metrics", unit="minipc-watcher.service", restart_on=[received])
 
 
-def _watched(settings: Settings) -> dict[str, Any]:
-    """What it asks, how often, and where it takes the ping; no secrets."""
-    own, edge = settings.watcher, settings.edge
-    return {
-        "name": edge.domain,
-        "url": own.url or f"https://{edge.domain}/api/health",
-        "address": own.address,
-        # Only a certificate from a real authority can be verified from elsewhere.
-        "verify_tls": edge.acme == "production",
-        "interval_s": own.interval_s,
-        "timeout_s": own.timeout_s,
-        "failures": own.failures,
-        "repeat_s": own.repeat_s,
-        "ping_port": own.ping_port,
-        "ping_grace_s": own.ping_grace_s,
-        "disks": ["/", "/srv/minipc-offsite"],
-        "disk_free_percent": own.disk_free_percent,
-        "copy_status": "/var/lib/minipc-offsite/status.json",
-        "copy_age_s": own.copy_age_s,
-        "tls": {"certificate": f"{ETC}/tls.crt", "key": f"{ETC}/tls.key"},
-        "state": "/var/lib/minipc-watcher/state.json",
-    }
-
-
-def _told(settings: WatcherSettings, found: dict[str, Secret]) -> dict[str, Any]:
-    """Who hears of it, with their addresses and passwords; and by which token it knows the ping."""
-    names = [kind for kind in settings.channels if kind in found]
-    channels = [{"kind": kind} for kind in settings.channels if kind not in names]
-    channels += [
-        settings.email.model_dump() | {"kind": kind, "password": found[kind].reveal()}
-        if kind == "email" and settings.email
-        else {"kind": kind, "url": found[kind].reveal()}
-        for kind in names
-    ]
-    secret = {"channels": channels, "ping_token": found["token"].reveal()}
-    return secret | ({"alive_url": found["alive"].reveal()} if "alive" in found else {})
+def receiver(settings: Settings, values: dict[str, object]) -> Placed:
+    """Configure the server that receives metrics: TLS, and only with the mini PC's certificate and password."""
+    found = secrets(
+        {
+            "tls": TLS_KEY,
+            "client": WATCHER_CLIENT_KEY,
+            "password": WATCHER_PASSWORD,
+            "alertmanager": WATCHER_ALERTMANAGER_PASSWORD,
+        }
+    )
+    address = settings.offsite.address or host.data.ssh_hostname
+    own = values | {"etc": RECEIVER, "hash": hashed(found["password"], "watcher")}
+    alerts = rules("watcher", "received", own, settings.prometheus.pace, settings.alertmanager.runbook_url)
+    return place(
+        name="Configure the receiver of the mini PC's metrics",
+        component="watcher",
+        entries=[
+            Directory(RECEIVER),
+            Directory(f"{RECEIVER}/scrape.d"),
+            Directory(f"{RECEIVER}/rules.d"),
+            *(Absent(path) for path in REMOVED),
+            Content(alerts, f"{RECEIVER}/rules.d/received.yml", check="promtool check rules {path}"),
+            File("prometheus/prometheus.yml.j2", f"{RECEIVER}/prometheus.yml"),
+            Content(ed25519.certificate(found["tls"], address).encode(), f"{RECEIVER}/tls.crt"),
+            SecretFile("", f"{RECEIVER}/tls.key", owner=USER, content=ed25519.pem(found["tls"]).encode()),
+            Content(ed25519.certificate(found["client"], "minipc", client=True).encode(), f"{RECEIVER}/client.crt"),
+            SecretFile("web.yml.j2", f"{RECEIVER}/web.yml", owner=USER),
+            SecretFile(
+                "", f"{RECEIVER}/alertmanager.password", owner=USER, content=found["alertmanager"].reveal().encode()
+            ),
+            File("minipc-watcher.service.j2", f"{SYSTEMD}/minipc-watcher.service"),
+        ],
+        values=own,
+    )
 
 
 if belongs_here("watcher"):

@@ -1,5 +1,7 @@
 """Disposable machines: what differs from production, and why."""
 
+from minipc.config.services import own_or_example
+
 environment = "lab"
 
 # inventory/lab.py adds the key that the lab made; nobody else may log in.
@@ -22,13 +24,14 @@ redis_maxmemory_mb = 32
 # A lab machine sees all of the controller's memory, and shares it with others.
 postgres_shared_buffers_percent = 1
 
-# Where K3s can't be had the same code runs under systemd, and the report says so.
-workload_runtime = "stand-in"
+# Where K3s is not available podman runs the same images, and the report says so.
+services_runtime = "podman"
+# Your own services; as long as services/ has none, the example.
+services_folders = own_or_example("services", "examples/parking/services")
 
 # Its own overlay of the deploy repository, which the off-site machine hosts.
 argocd_path = "root/lab"
 
-edge_domain = "service.minipc.test"
 # No public ACME server is reachable from the lab; a test brings one of its own.
 edge_acme = "internal"
 # So that each rehearsal tries it.
@@ -38,8 +41,5 @@ firewall_public_udp = [443]
 edge_header_timeout_s = 3
 edge_body_timeout_s = 5
 
-# No Slack in the lab; tests of alerts put a receiver of their own in its place.
-alertmanager_slack = False
-
-# Where there is an off-site machine the mini PC pings it; what that one sees stays in its journal.
-watcher_ping_grace_s = 900
+# Nobody is notified of what happens in the lab; tests of alerts add channels to receivers of their own.
+alertmanager_channels = []

@@ -1,4 +1,4 @@
-"""Your machine. Every REQUIRED key of all.py has its place here; replace the examples."""
+"""Your machine. Every REQUIRED key of all.py has its place here. `minipc init` replaces the examples."""
 
 from minipc.vpn.peers import read_peers
 
@@ -14,11 +14,8 @@ firewall_operator_networks = ["192.168.1.0/24"]
 
 # Kept by `minipc vpn add NAME` and `minipc vpn revoke NAME` in inventory/vpn_peers.json.
 vpn_peers = read_peers()
-# SSH, the cluster's API and ArgoCD through the VPN only. Until then these networks reach them, and each report says so.
-# It may be set for the first converge, once this controller has a tunnel: docs/howto/vpn.md.
-# firewall_operator_access = "vpn"
-
-edge_domain = "service.example.org"
+# As soon as the machine's address in inventory/production.py is one in the VPN, SSH, the cluster's API and ArgoCD are
+# reached through the VPN only. Until then these networks reach them, and each report says so: docs/howto/vpn.md.
 
 # The machine in `offsite` that keeps the backups. Without one no data outlives this machine.
 # backups_offsite = "offsite"

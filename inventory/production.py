@@ -1,10 +1,9 @@
-"""Your machine. Edit the address, then enrol it: `minipc adopt minipc --fingerprint SHA256:…` (README)."""
+"""Your machine. `minipc init` fills this file in; or edit it, then `minipc adopt minipc --fingerprint SHA256:…`."""
 
-from minipc.guards import refuse_empty_match
-from minipc.inventory import target
+from minipc.inventory import refuse_empty_match, target
 
 # Those in `production` that keep backups. REQUIRED for a rebuild: without one no data outlives its machine.
-# How to add it: docs/howto/first-machine.md, step 2.
+# `minipc init` adds it: docs/howto/first-machine.md.
 offsite: list[str] = []
 
 # Those in `production` that are further machines of the cluster, for more pods: docs/reference/k3s_agent.md.

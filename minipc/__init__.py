@@ -1,1 +1,1 @@
-"""minipc: the library below the deploys and playbooks. Start reading at `minipc/cli.py` or `deploys/site.py`."""
+"""minipc: the library below the deploys and playbooks. Start reading at `minipc/cli/main.py` or `deploys/site.py`."""

@@ -1,27 +1,27 @@
-"""Enrols a machine: its SSH host key is checked against a fingerprint that you got another way, then both it and a
-fresh identity are pinned. Only a blank machine, or one that is already ours, can be enrolled.
+"""Enrol a machine: check its SSH host key against a fingerprint that you got another way, then pin the key and a new
+identity. Only a blank machine, or one that is already ours, can be enrolled.
 
-The fingerprint is on the machine's own screen: `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`.
+The machine's own console shows the fingerprint: `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import subprocess
 import uuid
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-from minipc import ssh
-from minipc.errors import CouldNotVerifyError, MinipcError, RefusedError
-from minipc.facts.machine import IDENTITY_FILE
-from minipc.inventory import HostEntry
-from minipc.pins import Pin, known_hosts_file, read_pins, write_pin
+from minipc.core.environment import Environment
+from minipc.core.errors import CouldNotVerifyError, MinipcError, RefusedError
+from minipc.pyinfra_ext.facts.machine import IDENTITY_FILE
+from minipc.remote import ssh
+from minipc.remote.host_keys import fingerprint_of
+from minipc.remote.inventory import HostEntry
+from minipc.remote.pins import Pin, known_hosts_file, read_pins, write_pin
 
 SCAN_TIMEOUT_S = 20
 
-# Anything that a converge or a person would miss. A machine that has one of these isn't blank.
+# Data that someone would miss. A machine that has one of these is not blank.
 _TRACES = (
     "/etc/minipc",
     "/var/lib/postgresql/*/*/PG_VERSION",
@@ -31,43 +31,39 @@ _TRACES = (
     "/var/lib/mysql/*",
     "/srv/*",
 )
+FIND_TRACES = f"ls -d {' '.join(_TRACES)} 2>/dev/null || true"
 
 
-def adopt(entry: HostEntry, fingerprint: str, pin: Callable[[str, Pin], None] = write_pin) -> Pin:
-    """Pins the host key and the identity of a machine, and writes the identity to it.
+def adopt(environment: Environment, entry: HostEntry, fingerprint: str) -> Pin:
+    """Pin the host key and the identity of a machine, and write the identity to it.
 
     Args:
+        environment: keeps the pin.
         entry: the machine, from the inventory.
         fingerprint: `SHA256:…` of its ed25519 host key, read on its console.
-        pin: where the pin is kept.
 
     Raises:
-        RefusedError: another host key, or the machine is neither blank nor ours.
-        CouldNotVerifyError: the machine can't be reached.
+        RefusedError: the host key is another one, or the machine is neither blank nor ours.
+        CouldNotVerifyError: the machine cannot be reached.
     """
     alias, data = entry
-    host_key = _scan(data["ssh_hostname"], data["ssh_port"])
+    host_key = scan(data["ssh_hostname"], data["ssh_port"])
     found = fingerprint_of(host_key)
     if found != fingerprint.strip():
         raise RefusedError(
             f"{alias}: the machine at {data['ssh_hostname']} shows host key {found}, expected {fingerprint}",
-            "compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on its own screen; nothing was changed",
+            "compare it with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on its console; nothing was changed",
         )
-    known = read_pins().get(alias)
+    known = read_pins(environment.pins_file).get(alias)
     expected = data.get("machine_identity") or (known.identity if known else None)
     identity = _enrol(alias, data, host_key, expected)
     adopted = Pin(host_key=host_key, identity=identity)
-    pin(alias, adopted)
+    write_pin(alias, adopted, environment.pins_file)
     return adopted
 
 
-def fingerprint_of(host_key: str) -> str:
-    """`SHA256:…` of a key as in known_hosts (`ssh-ed25519 AAAA…`), the way OpenSSH writes it."""
-    digest = hashlib.sha256(base64.b64decode(host_key.split()[1])).digest()
-    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
-
-
-def _scan(address: str, port: int) -> str:
+def scan(address: str, port: int) -> str:
+    """Return the ed25519 host key that a machine shows, not compared with anything. Raises CouldNotVerifyError."""
     argv = ["ssh-keyscan", "-t", "ed25519", "-T", "5", "-p", str(port), address]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=SCAN_TIMEOUT_S)
@@ -81,8 +77,17 @@ def _scan(address: str, port: int) -> str:
     return " ".join(lines[0].split()[1:3])
 
 
+def refuse_traces(alias: str, traces: Sequence[str]) -> None:
+    """Raise RefusedError if `FIND_TRACES` found something on a machine that should be blank."""
+    if traces:
+        raise RefusedError(
+            f"{alias}: the machine is not blank: it has {', '.join(traces[:5])}",
+            "only a blank machine can be adopted; reinstall it if nothing on it is needed. Nothing was changed",
+        )
+
+
 def _enrol(alias: str, data: dict[str, Any], host_key: str, expected: str | None) -> str:
-    """Writes the identity unless the machine already has the expected one; returns it."""
+    """Return the machine's identity; write a new one unless it already has the expected one."""
     pinned = data | {
         "ssh_known_hosts_file": str(
             known_hosts_file(alias, data["ssh_hostname"], data["ssh_port"], Pin(host_key=host_key))
@@ -96,14 +101,9 @@ def _enrol(alias: str, data: dict[str, Any], host_key: str, expected: str | None
         if current:
             raise RefusedError(
                 f"{alias}: the machine has the identity {current}; pinned is {expected or 'none'}",
-                "it belongs to another inventory; if it may be wiped, install it anew. Nothing was changed",
+                "it belongs to another inventory; if it may be erased, reinstall it. Nothing was changed",
             )
-        traces = ssh.run(config, alias, f"ls -d {' '.join(_TRACES)} 2>/dev/null || true").stdout.decode().split()
-        if traces:
-            raise RefusedError(
-                f"{alias}: the machine is not blank: it has {', '.join(traces[:5])}",
-                "only a blank machine can be adopted; install it anew if nothing on it is needed. Nothing was changed",
-            )
+        refuse_traces(alias, ssh.run(config, alias, FIND_TRACES).stdout.decode().split())
         # A new machine is a new generation: it never inherits the identity of the one it replaces.
         identity = str(uuid.uuid4())
         script = (
@@ -113,7 +113,8 @@ def _enrol(alias: str, data: dict[str, Any], host_key: str, expected: str | None
         done = ssh.run(config, alias, script, stdin=f"{identity}\n")
         if done.returncode:
             raise MinipcError(
-                f"{alias}: the identity can't be written: {done.stderr.decode().strip()}", "is it root's login?"
+                f"{alias}: the identity cannot be written: {done.stderr.decode().strip()}",
+                'log in as root (user="root" in inventory/)',
             )
         return identity
     finally:

@@ -10,16 +10,17 @@ import shlex
 from minipc.bundle.checking import Checked
 from minipc.bundle.contents import now
 from minipc.bundle.metrics import metrics
-from minipc.errors import MinipcError
-from minipc.inventory import Environment, Target, targets
-from minipc.remote import on
+from minipc.core.environment import Environment
+from minipc.core.errors import MinipcError
+from minipc.remote.inventory import Target, targets
+from minipc.remote.queries import on
 
 FILE = "/var/lib/prometheus/node-exporter/minipc_bundle.prom"
 _WRITE = f"install -d {shlex.quote(FILE.rpartition('/')[0])} && umask 022 && cat > {FILE}.new && mv {FILE}.new {FILE}"
 
 
 def push(environment: Environment, checked: Checked | None, to: Target | None = None) -> list[str]:
-    """Writes the metrics on each mini PC of the inventory, or on one.
+    """Write the metrics on each mini PC of the inventory, or on one.
 
     Args:
         checked: what a check found; None when it could not be made, which the metrics say too.
@@ -27,7 +28,7 @@ def push(environment: Environment, checked: Checked | None, to: Target | None = 
     Returns:
         What became of it, a line each. A machine that can't be reached is no error: the next push tells it.
     """
-    text = metrics(environment, checked, now())
+    text = metrics(environment.name, checked, now())
     told = []
     for target in [to] if to else _adopted(environment):
         try:

@@ -1,12 +1,11 @@
-"""Moves the public name to another machine: the TTL is lowered before, the records are set, then read back.
+"""Move the public name to another machine: lower the TTL first, set the records, then read them back.
 
-    minipc dns lower      when a move is planned, and at the start of a rebuild
+    minipc dns lower      before a planned move, and at the start of a rebuild
     minipc dns plan       what the cutover would change
-    minipc dns cutover    the move; again it changes nothing
-    minipc dns settle     the usual TTL again, once the new machine is accepted
+    minipc dns cutover    the move; a second run changes nothing
+    minipc dns settle     the usual TTL again, when the new machine is accepted
 
-Everything that stands in the way is found before the first change. A cutover that was cut off goes on where it
-stopped: run it again.
+Problems are found before the first change. Run an interrupted cutover again: it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -14,29 +13,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from minipc import ssh
 from minipc.config import Settings
+from minipc.core.errors import CouldNotVerifyError
+from minipc.core.formatting import first_line
 from minipc.dns.changes import Change, changes, confirm, find
-from minipc.dns.exchange import Say
 from minipc.dns.provider import Addresses, configured_addresses
-from minipc.dns.records import Kind, Provider, Record
+from minipc.dns.records import Kind, Provider, Record, Say
 from minipc.dns.shipped import ADDRESS_COMMAND
-from minipc.errors import CouldNotVerifyError
-from minipc.inventory import Target
-from minipc.wording import first_line
+from minipc.remote import ssh
+from minipc.remote.inventory import Target
 
 
 def plan(provider: Provider, wanted: Sequence[Record]) -> list[Change]:
-    """What a cutover would change; changes nothing.
+    """Return what a cutover would change. Change nothing.
 
     Raises:
-        DnsError: a record stands in the way, or the provider can't be asked.
+        DnsError: another record prevents the change, or the provider cannot be reached.
     """
     return changes(provider.records(), wanted)
 
 
 def cutover(provider: Provider, wanted: Sequence[Record], say: Say) -> list[Change]:
-    """Sets the records, reads them back, and returns what was changed.
+    """Set the records, read them back, and return the changes.
 
     Raises:
         DnsError: a record stands in the way (then nothing was changed), the provider refuses, or what is read back is
@@ -54,12 +52,12 @@ def cutover(provider: Provider, wanted: Sequence[Record], say: Say) -> list[Chan
 
 
 def lower(provider: Provider, settings: Settings, say: Say) -> list[Change]:
-    """Has the records' TTL at most `dns_cutover_ttl_s`; returns what was changed. Raises DnsError."""
+    """Lower the records' TTL to `dns_cutover_ttl_s` and return the changes. Raise DnsError."""
     return _set_ttl(provider, settings, settings.dns.cutover_ttl_s, say, only_down=True)
 
 
 def settle(provider: Provider, settings: Settings, say: Say) -> list[Change]:
-    """Has the records' TTL at `dns_ttl_s`; returns what was changed. Raises DnsError."""
+    """Set the records' TTL to `dns_ttl_s` and return the changes. Raise DnsError."""
     return _set_ttl(provider, settings, settings.dns.ttl_s, say, only_down=False)
 
 
@@ -68,7 +66,7 @@ def _set_ttl(provider: Provider, settings: Settings, ttl_s: int, say: Say, *, on
         Change(record, replace(record, ttl_s=ttl_s))
         for record in configured_records(provider.records(), settings)
         # The TTL of a proxied record is the provider's.
-        if not record.proxied and (record.cached_s > ttl_s or (not only_down and record.ttl_s != ttl_s))
+        if not record.proxied and (record.cached_s > ttl_s or (not only_down and record.ttl_s not in (ttl_s, 0)))
     ]
     for change in needed:
         change.apply(provider)
@@ -78,18 +76,18 @@ def _set_ttl(provider: Provider, settings: Settings, ttl_s: int, say: Say, *, on
 
 
 def configured_records(present: Sequence[Record], settings: Settings) -> list[Record]:
-    """Those of the configured records that are there. Raises DnsError when one is ambiguous."""
+    """Return the configured records that exist. Raise DnsError if one is ambiguous."""
     found = (find(present, record.name, record.type) for record in settings.dns.records)
     return [record for record in found if record is not None]
 
 
 def addresses_of(target: Target, given: Addresses) -> dict[Kind, str]:
-    """The addresses for the configured records: those given, else the configured ones, else what the machine says.
+    """Return the addresses for the configured records: the given ones, else the configured ones, else the machine's.
 
-    A machine can say it where `dns_follow` is on; the others are left out.
+    A machine reports its address only with `dns_follow`. Unknown addresses are left out.
 
     Raises:
-        CouldNotVerifyError: it can't be reached, or could not learn its address.
+        CouldNotVerifyError: the machine cannot be reached, or cannot find its address.
     """
     settings = target.settings
     known = configured_addresses(settings) | dict(given)
@@ -109,7 +107,7 @@ def _ask_the_machine(target: Target, kind: Kind) -> str:
     if done.returncode:
         reason = first_line(done.stderr.decode(errors="replace"))
         raise CouldNotVerifyError(
-            f"{target.alias} could not learn its address for {kind}: {reason}",
-            f"give --{'ipv4' if kind == 'A' else 'ipv6'}, or converge it: `minipc apply dns`",
+            f"{target.alias} could not find its public address for {kind}: {reason}",
+            f"give --{'ipv4' if kind == 'A' else 'ipv6'}, or run `minipc apply dns`",
         )
     return done.stdout.decode().strip()

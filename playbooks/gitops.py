@@ -1,94 +1,110 @@
-"""The deploy repository of a rehearsal, and the release that brings the service up where it runs in K3s."""
+"""The first release of a rebuilt machine: ArgoCD brings all services up where they run in K3s."""
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-from minipc import artifacts
-from minipc.argocd.manifest import render
-from minipc.deploy_repository import commit_tree, hosted_url, operator_remote, starting_point
-from minipc.errors import CouldNotVerifyError, MinipcError
+from minipc.config.service import Service
+from minipc.core.environment import Environment
+from minipc.core.errors import CouldNotVerifyError, MinipcError
 from minipc.gitops import application as argocd
-from minipc.gitops.cluster import APPLICATION, SshCluster
+from minipc.gitops.approvals import of_machine
+from minipc.gitops.cluster import Cluster, SshCluster, items
 from minipc.gitops.repository import open_repository
-from minipc.inventory import Environment, Target
-from minipc.workload import image as images
-from minipc.workload import oci
+from minipc.remote.inventory import Target
+from minipc.services.signatures import verifier
 from playbooks import argocd_sync, release
+from playbooks import release_steps as steps
 
-NEEDED = ("k3s", "k3s-images", "argocd-manifest", "argocd-images")
 # A slow machine starts ArgoCD in two minutes.
 APPLICATION_TIMEOUT_S = 300
-
-
-def missing() -> list[str]:
-    """Why K3s can't be exercised on this controller: the artifacts that are not in its cache. Fetches nothing."""
-    arch = artifacts.own_arch()
-    found = (artifacts.resolve(name, arch, fetch=False) for name in NEEDED)
-    return [each.name for each in found if each.origin == "missing"]
-
-
-def runs_in_k3s(wanted: str) -> bool:
-    """Whether a rehearsal uses K3s. Raises MinipcError when it was asked for and can't be had.
-
-    Args:
-        wanted: "k3s", "stand-in", or "auto": K3s where its artifacts are.
-    """
-    lacking = missing() if wanted != "stand-in" else []
-    if lacking and wanted == "k3s":
-        raise MinipcError(
-            f"K3s can't be rehearsed: not in the cache: {', '.join(lacking)}", f"minipc artifacts fetch {lacking[0]}"
-        )
-    return wanted != "stand-in" and not lacking
-
-
-def fill(target: Target, offsite: Target) -> str:
-    """Has the lab's deploy repository say that the service of this checkout runs; returns the commit.
-
-    Raises:
-        MinipcError: the image can't be built, or the repository can't be written.
-    """
-    manifest = artifacts.resolve("argocd-manifest", artifacts.own_arch(), fetch=False)
-    image = images.ensure()
-    if manifest.path is None or image.path is None:
-        raise MinipcError(f"{manifest if manifest.path is None else image}", "minipc artifacts list")
-    address = offsite.data.get("offsite_address") or offsite.data["ssh_hostname"]
-    url = hosted_url(address, target.settings.offsite.sftp_port)
-    files = starting_point(url, render(manifest.path), oci.read(image.path))
-    return commit_tree(operator_remote(offsite), files, "Start")
+AT_ONCE = 3
 
 
 def bring_up(environment: Environment, target: Target) -> str:
-    """Has ArgoCD sync the newest desired state, smoke included; returns what runs then, one line.
+    """Have ArgoCD sync exactly what a person approved last of each service, checks included; say what runs, one line.
+
+    A service that fails does not keep the others from coming back.
 
     Raises:
-        MinipcError: the release failed.
+        RefusedError: nothing was approved, or what was is not in the repository, or nobody who may sign has signed it.
+        MinipcError: a release failed.
         CouldNotVerifyError: cluster or repository don't answer in time.
     """
     cluster = SshCluster(target)
-    for name in argocd_sync.APPLICATIONS:
-        _wait_for_application(cluster, name)
-    argocd_sync.adopt(cluster)
-    application = _wait_for_application(cluster)
-    said: list[str] = []
-    service = release.Service(
-        environment=environment,
-        cluster=cluster,
-        repository=open_repository(target, application),
-        say=said.append,
-        ask=lambda _: True,
-    )
-    desired = service.repository.commit(service.repository.head)
+    found = [wait_for_application(cluster, name) for name in argocd_sync.APPLICATIONS]
+    repository = open_repository(target, found[-1])
+    argocd_sync.adopt(cluster, repository)
+
+    signed = verifier(target.settings)
+
+    def come_back(service: Service) -> str | MinipcError:
+        said: list[str] = []
+        context = steps.Context(environment, cluster, repository, said.append, lambda _: False, signed=signed)
+        try:
+            return f"{service.name}: {_bring_up(context, service)}"
+        except MinipcError as error:
+            return _named(error, service, said)
+
+    # Most of the time is spent waiting for pods.
+    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+        results = list(pool.map(come_back, target.settings.services.declared))
+    done = [each for each in results if isinstance(each, str)]
+    failed = [each for each in results if isinstance(each, MinipcError)]
+    if failed:
+        what = "; ".join([*(each.what for each in failed), *done])
+        raise type(failed[0])(what, failed[0].next_step)
+    return "; ".join(done) or "no services are declared"
+
+
+def heal(environment: Environment, target: Target) -> str:
+    """Release approved services again whose objects are gone from the cluster; say which. Empty if none is gone.
+
+    That is so when a namespace was deleted by hand, and after `minipc cluster reset`.
+
+    Raises:
+        MinipcError: as `bring_up`.
+    """
+    settings = target.settings
+    if settings.services.runtime != "k3s":
+        return ""
+    approved, cluster = of_machine(target).commits(), SshCluster(target)
+    wanted = [each.name for each in settings.services.declared if each.name in approved]
+    if cluster.run("systemctl is-active k3s || true").strip() != "active":
+        # The verification says so.
+        return ""
+    gone = [name for name in wanted if not items(cluster, "deployments,cronjobs", name)]
+    return bring_up(environment, target) if gone else ""
+
+
+def _named(error: MinipcError, service: Service, said: list[str]) -> MinipcError:
+    """Return the error with the service's name, and what was said last where the error alone does not explain it."""
+    more = f" ({'; '.join(said[-4:])})" if said and type(error) is MinipcError else ""
+    return type(error)(f"{service.name}: {error.what}{more}", error.next_step)
+
+
+def _bring_up(context: steps.Context, service: Service) -> str:
+    repository = context.repository
+    if not context.approved(service.name):
+        return "NOT EXERCISED: no commit of it was ever approved"
+    application = wait_for_application(context.cluster, service.name)
+    desired = repository.commit(repository.admit_approved(service.name))
     # Where a rebuild has stopped the writers, the version is right and nothing runs: healthy, but not synced.
     as_desired = (application.deployed, application.health, application.sync)
     if as_desired == (desired.hash, argocd.HEALTHY, argocd.SYNCED):
+        if service.image_signer:
+            steps.ensure_admitted(context, service, release.objects(context, application.path, desired.hash))
         return f"{desired.hash[:12]} ran already"
-    if release.release(service, application, desired):
-        raise MinipcError(f"the release failed: {'; '.join(said[-4:])}", "`minipc release status` shows why")
-    return f"{desired.hash[:12]} is released, its smoke passed"
+    wanted = release.objects(context, application.path, desired.hash)
+    if steps.release(context, service, application, desired, wanted):
+        raise MinipcError("its release failed", f"`minipc release status {service.name}` shows why")
+    checked = "its smoke checks passed" if service.smoke else "NOT EXERCISED: it declares no smoke checks"
+    return f"{desired.hash[:12]} is released, {checked}"
 
 
-def _wait_for_application(cluster: SshCluster, name: str = APPLICATION) -> argocd.Application:
+def wait_for_application(cluster: Cluster, name: str) -> argocd.Application:
+    """Return an application as ArgoCD sees it now. Raises CouldNotVerifyError if it does not answer in time."""
     give_up_at = time.monotonic() + APPLICATION_TIMEOUT_S
     while True:
         try:

@@ -11,61 +11,77 @@ door opens.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from minipc import lab, records
-from minipc.converge import converge
-from minipc.display import print_summary, watch
+from minipc.config import Settings
+from minipc.config.offsite import FENCE, not_provided
+from minipc.config.offsite import NONE as NO_OFFSITE
+from minipc.config.service import Service
+from minipc.config.services import volumes_of
+from minipc.core.environment import Environment
+from minipc.core.errors import EXIT_FAIL, EXIT_PASS, CouldNotVerifyError, MinipcError, RefusedError
+from minipc.core.polling import wait_until
+from minipc.core.variables import RUN_VARIABLE
 from minipc.dns.changes import Change
 from minipc.dns.provider import Addresses, open_provider, wanted_records
-from minipc.errors import EXIT_FAIL, EXIT_PASS, CouldNotVerifyError, MinipcError, RefusedError
-from minipc.facts.postgres import RESTORE_OUTCOME, RESTORE_UNFINISHED
-from minipc.inventory import Environment, HostEntry, Target, offsite_target, the_target
-from minipc.keys import public_key
-from minipc.lab.inventory import pin_lab_machine
-from minipc.lab.zone import as_a_client, zone_of
-from minipc.pins import write_pin
-from minipc.records import DataClassResult, Record, exit_code
-from minipc.remote import describe, on, query, versions
-from minipc.run import PhaseFailedError, Run
+from minipc.evidence import records
+from minipc.evidence.display import print_summary, watch
+from minipc.evidence.records import Record, exit_code
+from minipc.evidence.run import PhaseFailedError, Run
+from minipc.pyinfra_ext.converge import converge
+from minipc.pyinfra_ext.facts.postgres import RESTORE_UNFINISHED
+from minipc.remote.inventory import HostEntry, Target, offsite_target, the_target
+from minipc.remote.operator_lock import held
+from minipc.remote.queries import describe, on, versions
 from minipc.secrets import open_store
-from minipc.secrets.catalogue import GENERATION, SFTP_KEY
+from minipc.secrets.catalogue import SFTP_KEY, generation
+from minipc.secrets.ed25519 import public_key
 from minipc.secrets.generate import renew
-from minipc.variables import RUN_VARIABLE
-from minipc.verification import smoke, verify
-from minipc.wording import duration
-from playbooks import beside_the_vpn, dns_cutover, phases
+from minipc.services.queues import queues
+from minipc.verification.runner import smoke, verify
+from minipc_machine import backup_state
+from playbooks import dns_cutover, phases, vpn_bypass
 from playbooks.adopt import adopt
 from playbooks.gitops import bring_up
+from playbooks.preflight import demand, preflight
+from playbooks.restored_data import judge_age, restored
 
+READY = "ready"
+ASIDE = "/var/lib/minipc/aside-"
 DATA = "/var/lib/postgresql/17/main"
 SYSTEM_IDENTIFIER = (
     f"/usr/lib/postgresql/17/bin/pg_controldata {DATA} | sed -n 's/^Database system identifier: *//p' | grep ."
 )
 # On the machine for as long as it is being rebuilt; in it, the public key that this rebuild made for it.
 UNFINISHED = "/var/lib/minipc/rebuild-unfinished"
-# What must not write into a restored database before it is verified. Not even after a reboot: their phases enable it.
-WRITERS = "'workload-*.service' 'minipc-heartbeat.timer' 'minipc-backup-*.timer' 'minipc-drill.timer'"
-SHUT_THE_DOOR = f"""
+# What must not write into a restored database before it is verified, also not after a reboot: later phases enable it.
+STOP_WRITERS = """
 set -eu
-off() {{
-    systemctl list-units --all --plain --no-legend "$@" | awk '$2 == "loaded" {{print $1}}' |
-        xargs -r systemctl disable --quiet --now
-}}
+loaded() { systemctl list-units --all --plain --no-legend "$@" | awk '$2 == "loaded" {print $1}'; }
+off() { loaded "$@" | xargs -r systemctl disable --quiet --now; }
 off caddy.service
-off {WRITERS}
+off minipc-heartbeat.timer 'minipc-backup-*.timer' minipc-drill.timer
+for service in SERVICES; do
+    off "minipc-$service-*.timer"
+    # Units that a quadlet makes can't be disabled; a later phase places the quadlets again.
+    loaded "minipc-$service-*.service" | xargs -r systemctl stop
+    rm -f /etc/containers/systemd/minipc-"$service"-*
+done
+systemctl daemon-reload
 systemctl --quiet is-active k3s || exit 0
-for each in $(k3s kubectl -n workload get deployments -o name); do
-    k3s kubectl -n workload scale "$each" --replicas=0
+for service in SERVICES; do
+    # Jobs and cron jobs come back with the next sync, as the replicas do.
+    k3s kubectl -n "$service" delete cronjobs,jobs --all --cascade=foreground --timeout=60s
+    for each in $(k3s kubectl -n "$service" get deployments,statefulsets -o name); do
+        k3s kubectl -n "$service" scale "$each" --replicas=0
+    done
+    k3s kubectl -n "$service" wait --for=delete pods --all --timeout=60s
 done
 """
 # Only this computer has the keys that a rebuild makes.
@@ -73,24 +89,12 @@ KEEP = (
     "COMMIT AND PUSH secrets/production.age and inventory/pins.json, then seal a new bundle (`minipc bundle create`). "
     "Any other computer has the keys of the lost machine, and the off-site machine refuses them"
 )
+AGAIN = "fix the cause and run the same command again"
+IN_SERVICE = (
+    "data, backups and monitoring are back, so do not rebuild again: fix the cause; `minipc release sync` starts a "
+    "service, `minipc verify` checks everything"
+)
 ACCEPT_GAP = ("--data", "postgres_from_backup=restore-incomplete")
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What came back, as the database itself tells.
-
-    Attributes:
-        classes: rows and newest moment of each data class, in the promised order.
-        age: seconds between the last heartbeat row that came back and the restore; None when there is none.
-        label: the backup it came from; None when the database was there already.
-        seconds: how long copying it took.
-    """
-
-    classes: list[DataClassResult]
-    age: float | None
-    label: str | None
-    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ class Options:
         replace: system identifier of the database that is there and is to be moved aside; empty: refuse one.
         accept_missing_wal: go on although WAL is missing, and lose what came after the gap.
         accept_old_data: go on although more may be lost than the budget for the RPO allows.
+        at: the moment to return to, epoch seconds; None: the end of the WAL.
+        without_state: go on if certificates, past drills and queues cannot be restored.
         until: the phase to stop after; None: go to the end.
     """
 
@@ -109,6 +115,8 @@ class Options:
     replace: str = ""
     accept_missing_wal: bool = False
     accept_old_data: bool = False
+    at: float | None = None
+    without_state: bool = False
     until: phases.Phase | None = None
 
 
@@ -126,119 +134,170 @@ def rebuild(environment: Environment, entry: HostEntry, fingerprint: str, option
     """
     part_of = os.environ.get(RUN_VARIABLE)
     run = Run("rebuild", Path(part_of) if part_of else None)
-    failure: PhaseFailedError | None = None
-    fenced = False
+    failures: list[PhaseFailedError] = []
+    done: list[phases.Phase] = []
     with nullcontext() if part_of else watch(run.events):
         try:
-            for done in _phases(run, environment, entry, fingerprint, options):
-                fenced = fenced or done is phases.FENCE
-                if done is options.until:
+            for phase in _phases(run, environment, entry, fingerprint, options, failures):
+                done.append(phase)
+                if phase is options.until:
                     break
         except PhaseFailedError as error:
-            failure = error
-            run.note(f"what was printed: {run.log}; mend the cause and run the same command again")
-        if environment == "production" and fenced:
+            failures.append(error)
+        if failures:
+            run.note(f"log: {run.log}; {IN_SERVICE if phases.BACKUPS_AGAIN in done else AGAIN}")
+        if environment.in_repository and phases.FENCE in done:
             run.note(KEEP)
-    code = _exit_code(failure)
+    code = _exit_code(failures)
     if part_of:
         return code
     # It came in beside the VPN, and left that way open.
-    beside_the_vpn.tell(run, environment, the_target(environment, entry[0]))
-    whole = failure is None and options.until is None
-    record = _record(run, environment, entry[0], components=() if whole else None)
+    vpn_bypass.tell(run, environment, the_target(environment, entry[0]))
+    whole = not failures and options.until is None
+    record = record_of(run, environment, entry[0], components=() if whole else None)
     report_path, record_path = run.publish(record)
     print_summary(record, report_path=report_path, record_path=record_path)
     return code or exit_code(record, strict=options.strict)
 
 
 def _phases(
-    run: Run, environment: Environment, entry: HostEntry, fingerprint: str, options: Options
+    run: Run,
+    environment: Environment,
+    entry: HostEntry,
+    fingerprint: str,
+    options: Options,
+    failures: list[PhaseFailedError],
 ) -> Iterator[phases.Phase]:
-    """Goes through the phases and tells each that is done."""
-    with run.phase(phases.ADOPT.name, phases.ADOPT.detail):
-        adopt(entry, fingerprint, pin_lab_machine if environment == "lab" else write_pin)
-        target = the_target(environment, entry[0])
-        begin(target, options.replace, run.note)
-        shorten_the_ttl(run, target)
-    yield phases.ADOPT
+    """Run the phases, and yield each that has ended.
+
+    Args:
+        failures: gets the failures that don't stop the rebuild: those of services, and what comes after the data.
+    """
+    with ExitStack() as lock:
+        with run.phase(phases.ADOPT.name, phases.ADOPT.detail):
+            adopt(environment, entry, fingerprint)
+            target = the_target(environment, entry[0])
+            lock.enter_context(held(target, "minipc rebuild"))
+            begin(target, options.replace, run.note, options.at)
+            go_on_without_state(run, target, options)
+            shorten_the_ttl(run, target)
+        yield phases.ADOPT
+        yield from _after_adoption(run, environment, target, options, failures)
+
+
+def _after_adoption(
+    run: Run, environment: Environment, target: Target, options: Options, failures: list[PhaseFailedError]
+) -> Iterator[phases.Phase]:
+    """Run the phases that change the machine. Arguments as in `_phases`."""
+    with run.phase(phases.PREFLIGHT.name, phases.PREFLIGHT.detail) as say:
+        say(demand(preflight(target, "rebuild")))
+    yield phases.PREFLIGHT
     fence(run, environment, target)
     yield phases.FENCE
-    for phase in phases.TO_THE_OPEN_DOOR:
-        come_back(run, environment, target, phase, options)
+    for phase in phases.UP_TO_INGRESS:
+        with _collecting(failures) if phase in phases.OF_THE_SERVICES else nullcontext():
+            come_back(run, environment, target, phase, options)
         yield phase
-    lead_the_name(run, environment, target)
+    with _collecting(failures):
+        lead_the_name(run, environment, target)
     yield phases.DNS
-    public_name(run, environment, target)
+    with _collecting(failures):
+        public_name(run, target)
     yield phases.PUBLIC_NAME
-    backups_again(run, environment, target, options)
+    backups_again(run, environment, target, failures, options)
     yield phases.BACKUPS_AGAIN
-    smoke_list(run, environment, target)
+    with _collecting(failures):
+        smoke_list(run, environment, target)
     yield phases.SMOKE
-    verify_again(run, environment, target)
+    with _collecting(failures):
+        verify_again(run, environment, target)
     yield phases.VERIFY_AGAIN
 
 
-def _exit_code(failure: PhaseFailedError | None) -> int:
-    """That of what ended the run; 0 when nothing did."""
-    if failure is None:
+@contextmanager
+def _collecting(failures: list[PhaseFailedError]) -> Iterator[None]:
+    """Go on after a phase that failed: a service that does not come back must not cost the others their backups."""
+    try:
+        yield
+    except PhaseFailedError as error:
+        failures.append(error)
+
+
+def _exit_code(failures: Sequence[PhaseFailedError]) -> int:
+    """Return the exit code of the first failure; 0 if there is none."""
+    if not failures:
         return EXIT_PASS
-    cause = failure.__cause__
+    cause = failures[0].__cause__
     return cause.exit_code if isinstance(cause, MinipcError) else EXIT_FAIL
 
 
-def _record(run: Run, environment: Environment, alias: str, *, components: Sequence[str] | None) -> Record:
+def record_of(
+    run: Run, environment: Environment, alias: str, *, components: Sequence[str] | None, converge_phase: str = ""
+) -> Record:
+    """Return the record of a run on a machine, which may not answer. Arguments as in `Run.conclude`."""
     target = the_target(environment, alias)
     try:
-        facts = describe(target, "hardware" if environment == "production" else "nspawn")
+        facts = describe(target, environment.backend)
     except MinipcError:
         # Not reached, or not let in: there is nothing to say about it but its name.
         facts = records.Target(backend="", name=alias, os="", kernel="", cpus=0, memory_mb=0)
     return run.conclude(
         target=facts,
         group=environment,
-        runtime=target.settings.workload.runtime,
-        converge_phase="",
+        runtime=target.settings.services.runtime,
+        converge_phase=converge_phase,
         overrides=[],
         components=components,
     )
 
 
 def fence(run: Run, environment: Environment, target: Target) -> None:
-    """Locks the lost machine out of the off-site machine, should it come back: its key is no longer accepted."""
+    """Lock the lost machine out of the off-site host, should it come back: its key is no longer accepted."""
     offsite = offsite_target(environment, target)
     if offsite is None:
-        run.not_exercised("fence of the lost machine", "there is no off-site machine (backups_offsite is None)")
+        run.not_exercised(FENCE, not_provided(target.settings).get(FENCE, NO_OFFSITE))
         return
     with run.phase(phases.FENCE.name, phases.FENCE.detail) as say:
         on(offsite, "true")  # before the keys change: one that can't be reached would not learn the new ones
         # A recovery that goes on without us reads with the key that a first attempt made: another one would cut it off.
         kept = on(target, f"cat {UNFINISHED} 2>/dev/null || true")
         if kept and kept == _public_key(environment):
-            say("the key that this rebuild made for the machine stays")
+            say("the key that this rebuild created for the machine is kept")
         else:
-            renew(environment, GENERATION)
+            renew(environment.name, generation(target.settings))
         converge(environment, phases.FENCE.files, log=run.log, events=run.events, limit=offsite.alias)
+        on(offsite, phases.LIST_REVOKED)
         on(target, f"[ ! -e {UNFINISHED} ] || cat > {UNFINISHED}", stdin=f"{_public_key(environment)}\n")
 
 
 def _public_key(environment: Environment) -> str:
     """Of the key with which the machine comes to the off-site one."""
-    return public_key(open_store(environment).get(SFTP_KEY))
+    return public_key(open_store(environment.name).get(SFTP_KEY))
 
 
-def begin(target: Target, replace: str, say: Callable[[str], None]) -> None:
-    """Looks whether there is a database already, and marks the machine as one that is being rebuilt.
+def begin(target: Target, replace: str, say: Callable[[str], None], at: float | None = None) -> None:
+    """Check whether a database exists already, and mark the machine as being rebuilt.
 
     A rebuild that was cut off finds its own mark and goes on.
 
     Args:
         replace: system identifier of the database that may be moved aside.
+        at: the moment to return to, epoch seconds. Volumes and queues are then moved aside, too.
 
     Raises:
-        RefusedError: there is a database, and it isn't that one. Nothing was changed.
+        RefusedError: there is a database, and it isn't that one, or an earlier rebuild returns to another moment.
+            Nothing was changed.
     """
+    wanted = "" if at is None else f"{at:.6f}"
     if on(target, f"[ ! -e {UNFINISHED} ] || echo there"):
-        say("a rebuild of this machine was begun before: it goes on")
+        earlier = on(target, f"cat {backup_state.REBUILD_AT} 2>/dev/null || true")
+        if earlier != wanted:
+            raise RefusedError(
+                f"{target.alias}: the rebuild that was begun returns to {_utc(earlier)}, not to {_utc(wanted)}",
+                f"run it with that moment; or give it up, with `rm {UNFINISHED}` on the machine, and begin again with "
+                "--replace-database. Nothing was changed",
+            )
+        say("continuing an earlier rebuild of this machine")
         return
     # What a restore that was cut off has left is no database.
     there = f"[ -e {DATA}/PG_VERSION ] && [ ! -e {RESTORE_UNFINISHED} ]"
@@ -247,27 +306,66 @@ def begin(target: Target, replace: str, say: Callable[[str], None]) -> None:
         typed = f"; --replace-database said {replace}" if replace else ""
         raise RefusedError(
             f"{target.alias} has a database, system identifier {found}{typed}",
-            f"a rebuild would put the backup in its place. If that is meant: --replace-database {found}; it is moved "
+            f"a rebuild would replace it by the backup. To do that, add --replace-database {found}; it is moved "
             "aside, not deleted. Nothing was changed",
         )
     if found:
-        aside = f"{DATA}.aside-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-        say("the public door is shut, and what writes by itself is stopped, until the data is verified")
-        on(target, SHUT_THE_DOOR, timeout_s=300)
+        moment = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        aside = f"{DATA}.aside-{moment}"
+        say("the public ports stay closed, and programs that write data stay stopped, until the data is verified")
+        on(target, stop_writers(target.settings.services.declared), timeout_s=300)
         on(target, f"systemctl stop postgresql@17-main && mv {DATA} {aside}", timeout_s=600)
-        say(f"the database that was there is in {aside}; remove it when it is no longer needed")
-    on(target, f"install -d -m 755 {Path(UNFINISHED).parent} && touch {UNFINISHED}")
+        say(f"the earlier database is in {aside}; remove it when it is no longer needed")
+        if wanted:
+            on(target, files_aside(target.settings, f"{ASIDE}{moment}"), timeout_s=600)
+            say(f"the earlier volumes and queues are in {ASIDE}{moment}; remove them, too")
+    # The moment first: a rebuild that is cut off here begins again.
+    path = backup_state.REBUILD_AT
+    mark = f"cat > {path}; sync {path}" if wanted else f"rm -f {path}"
+    on(target, f"install -d -m 755 {Path(UNFINISHED).parent} && {{ {mark}; }} && touch {UNFINISHED}", stdin=wanted)
+
+
+def files_aside(settings: Settings, folder: str) -> str:
+    """Return the shell script that moves volumes and queues aside, so that they are restored, too.
+
+    The first backups are taken again: only they contain the timeline that begins at the moment.
+    """
+    found = queues(settings)
+    lines = ["set -eu", f"systemctl stop {shlex.join([*(each.unit for each in found), 'redis-server.service'])}"]
+    lines.append(f"install -d -m 700 {folder}")
+    for path in (*(each.path for each in volumes_of(settings.services.declared)), *(each.folder for each in found)):
+        kept = Path(f"{folder}{path}")
+        lines.append(f"[ ! -e {path} ] || {{ mkdir -p {kept.parent}; mv -T {path} {kept}; }}")
+    forgotten = (backup_state.OUTCOMES, backup_state.RESTORED_PATHS, backup_state.RESTORED_VOLUMES)
+    return "\n".join([*lines, f"rm -f {' '.join(map(str, forgotten))}"])
+
+
+def _utc(moment: str) -> str:
+    return f"{datetime.fromtimestamp(float(moment), UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else "the end of the WAL"
+
+
+def go_on_without_state(run: Run, target: Target, options: Options) -> None:
+    """Tell the machine's programs whether a backup of configuration and state that can't be read stops them."""
+    path = backup_state.WITHOUT_STATE
+    on(target, f"touch {path}" if options.without_state else f"rm -f {path}")
+    if options.without_state:
+        run.not_exercised("restore of certificates, past drills and queues", "--without-state: only what can be read")
+
+
+def stop_writers(services: Iterable[Service]) -> str:
+    """Return the shell script that stops the ingress and everything that writes by itself, of all services."""
+    return STOP_WRITERS.replace("SERVICES", " ".join(each.name for each in services))
 
 
 def come_back(
     run: Run, environment: Environment, target: Target, phase: phases.Phase, options: Options = AS_USUAL
 ) -> None:
-    """One of the phases up to the open door.
+    """Run one of the phases up to the ingress.
 
     Raises:
         PhaseFailedError: the same call goes on there.
     """
-    if phase.runtime not in (None, target.settings.workload.runtime):
+    if phase.runtime not in (None, target.settings.services.runtime):
         return
     with run.phase(phase.name, phase.detail) as say:
         if phase is phases.GITOPS:
@@ -277,8 +375,13 @@ def come_back(
         if phase is phases.DATA:
             back = restored(target)
             run.data_classes += back.classes
-            rows = "; ".join(f"{each.name}: {each.rows_found} rows" for each in back.classes)
-            say(f"{rows}; from {back.label or 'the database that was there'}; {_shown(back.age)}")
+            for what, why in back.gaps:
+                run.not_exercised(what, why, "postgres")
+            say(back.text)
+            if back.damaged:
+                run.note(f"another repository was used: {back.damaged}")
+            if back.not_received:
+                run.note(back.not_received)
             judge_age(run, back.age, target.settings.backups.rpo_budget_s, accept=options.accept_old_data)
 
 
@@ -289,11 +392,11 @@ def shorten_the_ttl(run: Run, target: Target) -> None:
     try:
         dns_cutover.lower(open_provider(target.settings, run.note), target.settings, run.note)
     except MinipcError as error:
-        run.note(f"the TTL of the public records stays as it was: {error.what}")
+        run.note(f"the TTL of the public records was not changed: {error.what}")
 
 
 def lead_the_name(run: Run, environment: Environment, target: Target, given: Addresses | None = None) -> None:
-    """The public name leads to this machine, by its provider's API.
+    """Make the public name lead to this machine, through its provider's API.
 
     Args:
         given: addresses, where neither the configuration nor the machine knows them.
@@ -302,59 +405,109 @@ def lead_the_name(run: Run, environment: Environment, target: Target, given: Add
         PhaseFailedError: see `playbooks/dns_cutover.py`.
     """
     if target.settings.dns.provider == "none":
-        run.not_exercised("DNS cutover", "dns_provider is none: the records are kept by hand", "dns")
+        run.not_exercised("DNS cutover", "dns_provider is none: you change the records manually", "dns")
         return
     with run.phase(phases.DNS.name, phases.DNS.detail) as say:
         # A machine whose address is not fixed tells it itself.
         _converge(run, environment, target, phases.DNS)
         changed = cut_over(run, target, given)
-        say("; ".join(map(str, changed)) or "the records were right already")
+        say("; ".join(map(str, changed)) or "the records were already correct")
 
 
 def cut_over(run: Run, target: Target, given: Addresses | None = None) -> list[Change]:
-    """The cutover itself; returns what was changed. Raises as `playbooks/dns_cutover.py`."""
+    """Change the DNS records and return the changes. Raises as `playbooks/dns_cutover.py`."""
     addresses = dns_cutover.addresses_of(target, given or {})
     wanted = wanted_records(target.settings, target.data.get("machine_identity"), addresses)
     return dns_cutover.cutover(open_provider(target.settings, run.note), wanted, run.note)
 
 
-def public_name(run: Run, environment: Environment, target: Target, limit_s: float = 120) -> None:
-    """The service answers users again: what the RTO ends with.
+def public_name(run: Run, target: Target, limit_s: float = 120) -> None:
+    """Wait until each service answers users again: the end of the RTO.
 
     Raises:
-        PhaseFailedError: it does not, within `limit_s`.
+        PhaseFailedError: one does not, within `limit_s`; it names all that don't.
     """
-    domain = target.settings.edge.domain
-    with run.phase(phases.PUBLIC_NAME.name, phases.PUBLIC_NAME.detail):
-        give_up_at = time.monotonic() + limit_s
-        while (code := _ask_as_a_user(environment, target, "/api/readyz")) != "200":
-            if time.monotonic() > give_up_at:
-                raise CouldNotVerifyError(
-                    f"https://{domain}/api/readyz did not answer 200 within {limit_s:.0f} s: {code}",
-                    f"`minipc verify --host {target.alias} edge workload` says what is wrong",
-                )
-            time.sleep(0.2)
+    pending = [each for each in target.settings.services.declared if each.ingress]
+    if not pending:
+        run.not_exercised("public name", "no service has an ingress", "edge")
+        return
+    with run.phase(phases.PUBLIC_NAME.name, phases.PUBLIC_NAME.detail) as say:
+        say(answers_users(target, pending, limit_s))
 
 
-def _ask_as_a_user(environment: Environment, target: Target, path: str) -> str:
-    """The HTTP code that the public name gives; 000 for none. By its records in the lab, else on this very machine."""
-    domain = target.settings.edge.domain
-    argv = ["curl", "--silent", "--insecure", "--max-time", "5", "--noproxy", "*", "--output", "/dev/null"]
-    argv += ["--write-out", "%{http_code}", f"https://{domain}{path}"]
-    machine = lab.find(target.alias) if environment == "lab" else None
-    zone = zone_of(machine.name) if machine else None
-    if zone is None:
-        address = machine.public_ipv4 if machine else target.data["ssh_hostname"]
-        argv += ["--resolve", f"{domain}:443:{address}"]
-    if machine:
-        argv = as_a_client(zone, *argv)
-    return subprocess.run(argv, capture_output=True, text=True, timeout=20).stdout
+def answers_users(target: Target, services: Sequence[Service], limit_s: float = 120) -> str:
+    """Wait until each service answers users, and return their addresses. Raises CouldNotVerifyError after `limit_s`."""
+    answers = wait_until(
+        lambda: {each.name: readiness(target, each) for each in services},
+        within_s=limit_s,
+        every_s=0.2,
+        until=lambda found: set(found.values()) == {READY},
+    )
+    failed = [f"{name}: {answer}" for name, answer in answers.items() if answer != READY]
+    if failed:
+        raise CouldNotVerifyError(
+            f"not ready after {limit_s:.0f} s: {'; '.join(failed)}",
+            f"`minipc verify --host {target.alias} edge services` shows what is wrong",
+        )
+    return ", ".join(f"https://{each.domain}" for each in services)
 
 
-def backups_again(run: Run, environment: Environment, target: Target, options: Options = AS_USUAL) -> None:
-    """Everything else."""
-    with run.phase(phases.BACKUPS_AGAIN.name, phases.BACKUPS_AGAIN.detail):
-        _converge(run, environment, target, phases.BACKUPS_AGAIN, options)
+def readiness(target: Target, service: Service) -> str:
+    """Return "ready", or what the ready path of a service answers.
+
+    A service behind a password, or for the operator only, is asked on the machine itself.
+    """
+    ingress, health = service.ingress, service.health
+    if ingress is None or health is None:
+        return READY
+    domain = ingress.domains[0]
+    if ingress.audience == "public":
+        side = target.side("public")
+        # Without a name server of our own, ask this very machine: caches may still lead the name to the lost one.
+        code = side.http_status(domain, health.ready, address=None if side.resolver else side.ipv4)
+        if ingress.authentication is None:
+            return READY if code == "200" else f"https://{domain}{health.ready} answers {code}"
+        if code == "000" or code.startswith("5"):
+            return f"https://{domain} answers {code}"
+    return ready_on_machine(target, service)
+
+
+def ready_on_machine(target: Target, service: Service) -> str:
+    """Return "ready", or what the ready path of a service answers on the machine itself."""
+    ingress, health = service.ingress, service.health
+    if ingress is None or health is None:
+        return READY
+    ask = "curl --silent --noproxy '*' --max-time 5 --output /dev/null --write-out '%{http_code}'"
+    url = shlex.quote(f"http://127.0.0.1:{ingress.node_port}{health.ready}")
+    code = on(target, f"{ask} --header 'Host: {ingress.domains[0]}' {url} || true")
+    return READY if code == "200" else f"{health.ready} answers {code} on the machine"
+
+
+def backups_again(
+    run: Run,
+    environment: Environment,
+    target: Target,
+    failures: list[PhaseFailedError],
+    options: Options = AS_USUAL,
+) -> None:
+    """Converge everything. If a service prevents that, converge backups and monitoring without it.
+
+    Args:
+        failures: gets the failure of the first attempt.
+
+    Raises:
+        PhaseFailedError: backups and monitoring could not be converged.
+    """
+    try:
+        with run.phase(phases.BACKUPS_AGAIN.name, phases.BACKUPS_AGAIN.detail):
+            _converge(run, environment, target, phases.BACKUPS_AGAIN, options)
+    except PhaseFailedError as error:
+        failures.append(error)
+        with run.phase(f"{phases.BACKUPS_AGAIN.name}, without the services", "backups and monitoring"):
+            files = phases.without_services()
+            converge(environment, files, log=run.log, events=run.events, limit=target.alias, options=phases.RESTORE)
+    # Now it is a machine in service, whatever a service does.
+    on(target, f"rm -f {UNFINISHED} {backup_state.WITHOUT_STATE} {backup_state.REBUILD_AT}")
     run.versions |= versions(target)
 
 
@@ -365,10 +518,9 @@ def smoke_list(run: Run, environment: Environment, target: Target) -> None:
 
 
 def verify_again(run: Run, environment: Environment, target: Target) -> None:
-    """All checks; from here on the machine is one in service."""
+    """Run all checks."""
     with run.phase(phases.VERIFY_AGAIN.name, phases.VERIFY_AGAIN.detail) as say:
         say(verify(environment, target, [], events=run.events, log=run.log).demand().summary)
-        on(target, f"rm -f {UNFINISHED}")
 
 
 def _converge(
@@ -376,54 +528,3 @@ def _converge(
 ) -> None:
     told = [*phase.options, *(ACCEPT_GAP if options.accept_missing_wal and phase.role == "mini" else ())]
     converge(environment, phase.files, log=run.log, events=run.events, limit=target.alias, options=told)
-
-
-def restored(target: Target) -> Restored:
-    """Asks the database what it holds. Raises CouldNotVerifyError: it doesn't answer."""
-    outcome: dict[str, Any] = json.loads(on(target, f"cat {RESTORE_OUTCOME} 2>/dev/null || echo {{}}"))
-    classes = [
-        _ask_class(target, each.name, each.database, [table.name for table in each.tables])
-        for each in target.settings.backups.data_classes
-    ]
-    # Those of the lost machine: the new one adds its own as soon as it can.
-    at = outcome.get("at", time.time())
-    beat = f"SELECT {at} - extract(epoch FROM max(at)) FROM heartbeat WHERE at <= to_timestamp({at})"  # noqa: S608
-    age = query(target, "minipc", beat)
-    return Restored(classes, float(age) if age else None, outcome.get("label"), outcome.get("seconds"))
-
-
-def judge_age(run: Run, age: float | None, budget_s: float, *, accept: bool) -> None:
-    """Whether more may be lost than the budget allows: what was written after the last heartbeat, until the loss.
-
-    Nobody knows here when the machine was lost; the age of the heartbeat at the restore is the most that it can be.
-
-    Args:
-        age: of the last heartbeat that came back; None when none did.
-
-    Raises:
-        MinipcError: it may be more, and `accept` is not set.
-    """
-    run.rpo_seconds = age
-    if age is not None and age <= budget_s:
-        run.rpo_budget_seconds = budget_s
-    elif accept:
-        run.note(f"accepted: {_shown(age)}")
-    else:
-        raise MinipcError(
-            f"{_shown(age)}; the budget is {duration(budget_s)}. Was the machine lost that long ago? Then this is all "
-            "there was: run again with --accept-old-data. Else a newer backup is missing",
-            "docs/howto/restore-drill.md",
-        )
-
-
-def _shown(age: float | None) -> str:
-    if age is None:
-        return "no heartbeat came back: nobody knows how old the data is"
-    return f"the last heartbeat was {duration(age)} old when it was restored: what was written after it is lost"
-
-
-def _ask_class(target: Target, name: str, database: str, tables: Sequence[str]) -> DataClassResult:
-    counts = {table: int(query(target, database, f'SELECT count(*) FROM "{table}"')) for table in tables}  # noqa: S608
-    rows = sum(counts.values())
-    detail = ", ".join(f"{table} {count}" for table, count in counts.items())
-    return DataClassResult(name=name, verdict="pass", rows_expected=rows, rows_found=rows, detail=detail)

@@ -1,55 +1,56 @@
-"""The restore drill of a machine, at once: the machine does it by its own unit, the record and the report are ours.
+"""Run the restore drill of a machine now, and make a record and a report of the result.
 
 minipc drill [--repo 2]
-minipc drill --collect      records of the drills that the machine did by itself
+minipc drill --collect      make records of the drills that the machine ran by itself
 """
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
-from typing import Any
 
-from minipc import ssh
-from minipc.display import print_summary, watch
-from minipc.errors import CouldNotVerifyError
-from minipc.git import Commit
-from minipc.inventory import Environment, Target, the_target
-from minipc.records import DataClassResult, Record, load_all
-from minipc.remote import describe, on, versions
-from minipc.run import RECORDS, Run
-from minipc.timeline import CheckEnd, PhaseEnd, PhaseStart
+from minipc.core.environment import Environment
+from minipc.core.errors import CouldNotVerifyError
+from minipc.core.git import Commit
+from minipc.evidence.display import console_for, print_summary, watch
+from minipc.evidence.event_stream import CheckEnd, PhaseEnd, PhaseStart
+from minipc.evidence.records import DataClassResult, Record, load_all
+from minipc.evidence.run import RECORDS, Run
+from minipc.remote import ssh
+from minipc.remote.inventory import Target, the_target
+from minipc.remote.queries import describe, on, versions
+from minipc.remote.results import parse_result
+from minipc_machine.drill_results import PATTERN, RESULTS, Result
+from minipc_machine.volume_files import VolumeResult
 
-RESULTS = "/var/lib/minipc/drills"
 LAST = f"{RESULTS}/last.json"
 LIMIT_S = 12 * 3600
 COMPONENT = "backups"
-# What may be lost beside what waits for the end of its segment: a heartbeat comes each minute.
+# A heartbeat is written each minute, so this much may be lost in addition to an incomplete WAL segment.
 HEARTBEAT_S = 60
 
 
 def drill(environment: Environment, alias: str | None = None, repo: int | None = None) -> Record:
-    """Runs the drill on the machine and turns what it found into a record.
+    """Run the drill on the machine and make a record of its result.
 
     Args:
-        repo: the repository; None leaves it to the machine, which takes turns.
+        repo: the repository; None lets the machine choose the one whose last drill is longest ago.
 
     Raises:
-        CouldNotVerifyError: the machine can't be reached, or could not begin (another drill is running).
+        CouldNotVerifyError: the machine cannot be reached, or the drill did not start (another one is running).
     """
     target = the_target(environment, alias)
-    facts = describe(target, "hardware" if environment == "production" else "nspawn")
+    facts = describe(target, environment.backend)
     run = Run("drill")
     with watch(run.events):
-        run.note(f"{target.alias} restores a backup beside its database; its journal has the details")
+        run.note(f"{target.alias} restores a backup next to its database; details are in its journal")
         result = run_on_machine(target, repo)
         write_events(run, result)
         run.versions |= versions(target)
-    _tell(run, target, result)
+    _measured(run, target, result)
     record = run.conclude(
         target=facts,
         group=environment,
-        runtime=target.settings.workload.runtime,
+        runtime=target.settings.services.runtime,
         converge_phase="",
         overrides=[],
         components=[COMPONENT],
@@ -60,62 +61,85 @@ def drill(environment: Environment, alias: str | None = None, repo: int | None =
 
 
 def collect(environment: Environment, alias: str | None = None) -> list[Record]:
-    """Makes records of the drills on the machine that have none here: its timer's, and those before a rebuild.
+    """Write records of the drills on the machine that have none here: those of its timer, and those before a rebuild.
 
     Raises:
         CouldNotVerifyError: the machine can't be reached.
     """
     target = the_target(environment, alias)
-    facts = describe(target, "hardware" if environment == "production" else "nspawn")
-    there = on(target, f"for file in {RESULTS}/[0-9]*.json; do [ -e $file ] && tr -d '\\n' < $file && echo; done; true")
+    facts = describe(target, environment.backend)
+    each_on_a_line = f"for file in {RESULTS}/{PATTERN}; do [ -e $file ] && tr -d '\\n' < $file && echo; done; true"
+    stored = on(target, each_on_a_line).splitlines()
     known = load_all(RECORDS, "drill").records
+    results = [result for line in stored if (result := _stored(target, line))]
     made = []
-    for result in sorted((json.loads(line) for line in there.splitlines()), key=lambda each: float(each["started"])):
-        if "ended" not in result or any(_is_of(record, result) for record in known):
+    for result in sorted(results, key=lambda each: each.started):
+        if not result.ended or any(_is_of(record, result) for record in known):
             continue
-        run = Run("drill", started=datetime.fromtimestamp(result["started"], UTC))
+        run = Run("drill", started=datetime.fromtimestamp(result.started, UTC))
         write_events(run, result)
-        _tell(run, target, result)
-        code = result.get("code", {"commit": "unknown", "dirty": False})
+        _measured(run, target, result)
         record = run.conclude(
             target=facts,
             group=environment,
-            runtime=target.settings.workload.runtime,
+            runtime=target.settings.services.runtime,
             converge_phase="",
             overrides=[],
             components=[COMPONENT],
-            ended=datetime.fromtimestamp(result["ended"], UTC),
-            commit=Commit(**code),
+            ended=datetime.fromtimestamp(result.ended, UTC),
+            commit=Commit(result.code.commit, result.code.dirty),
         )
         run.publish(record)
         made.append(record)
     return made
 
 
-def _is_of(record: Record, result: dict[str, Any]) -> bool:
-    """Whether the record is of that drill: a machine does one at a time."""
-    began, ended = float(result["started"]), float(result["ended"])
-    return record.started.timestamp() - 1 <= began and ended <= record.ended.timestamp() + 1
+def _stored(target: Target, line: str) -> Result | None:
+    """Return a stored result; None, with a message, if it was cut off by a power failure."""
+    try:
+        return parse_result(Result, line, f"{target.alias}: a result in {RESULTS}")
+    except CouldNotVerifyError as error:
+        console_for().print(f"ignored: {error.what}", markup=False)
+        return None
 
 
-def _tell(run: Run, target: Target, result: dict[str, Any]) -> None:
-    """What the drill measured and counted."""
-    run.rpo_seconds = result["rpo_seconds"]
+def _is_of(record: Record, result: Result) -> bool:
+    """Return whether the record is of that drill: a machine runs one at a time."""
+    return record.started.timestamp() - 1 <= result.started and result.ended <= record.ended.timestamp() + 1
+
+
+def _measured(run: Run, target: Target, result: Result) -> None:
+    """Add what the drill measured and counted to the run."""
+    run.rpo_seconds = result.rpo_seconds
     run.rpo_budget_seconds = target.settings.backups.archive_timeout_s + HEARTBEAT_S
     run.data_classes = [
         DataClassResult(
-            name=each["name"],
+            name=each.name,
+            service=each.service,
             verdict="pass",
-            rows_expected=each["rows"],
-            rows_found=each["rows"],
-            detail=f"counted in what came back from repo{result['repo']}",
+            rows_expected=each.rows,
+            rows_found=each.rows,
+            detail=f"counted in what was restored from repo{result.repo}",
         )
-        for each in result["classes"]
+        for each in result.classes
     ]
+    run.data_classes += [volume_class(each) for each in result.volumes]
 
 
-def run_on_machine(target: Target, repo: int | None = None) -> dict[str, Any]:
-    """Has the machine do its drill; what it wrote about it (docs/reference/backups.md).
+def volume_class(result: VolumeResult) -> DataClassResult:
+    """Return the row of a report for a volume. Files that were changed while the backup was taken don't count."""
+    return DataClassResult(
+        name=f"{result.data_class}, volume {result.volume}",
+        service=result.service,
+        verdict="fail" if result.problem else "pass",
+        rows_expected=max(0, result.files - result.changed),
+        rows_found=result.found,
+        detail=result.text if result.snapshot or result.problem else "there was no backup of it; it may be new",
+    )
+
+
+def run_on_machine(target: Target, repo: int | None = None) -> Result:
+    """Start the drill on the machine and return its result (docs/reference/backups.md).
 
     Raises:
         CouldNotVerifyError: as in `drill`.
@@ -127,22 +151,30 @@ def run_on_machine(target: Target, repo: int | None = None) -> dict[str, Any]:
     if done.returncode or done.stdout == before:
         said = ssh.run(config, target.alias, f"journalctl -u {unit} -n 3 -o cat").stdout
         raise CouldNotVerifyError(
-            f"{target.alias}: the drill did not begin: {' | '.join(said.decode(errors='replace').splitlines())}",
-            "is another one running? `systemctl list-units 'minipc-drill@*'` on the machine",
+            f"{target.alias}: the drill did not start: {' | '.join(said.decode(errors='replace').splitlines())}",
+            "check whether another one is running: `systemctl list-units 'minipc-drill@*'` on the machine",
         )
-    return dict(json.loads(done.stdout))
+    return parse_result(Result, done.stdout, f"{target.alias}: {LAST}")
 
 
-def write_events(run: Run, result: dict[str, Any]) -> None:
-    """The drill's phases and checks as events of the run, with the machine's own times."""
-    for phase in result["phases"]:
-        run.write(PhaseStart(t=phase["started"], phase=phase["name"], detail=f"repo{result['repo']}"))
-        for check in result["checks"]:
-            if check["phase"] == phase["name"]:
-                told = {key: check[key] for key in ("name", "outcome", "message")}
-                run.write(CheckEnd(t=phase["ended"], component=COMPONENT, seconds=0, **told))
-        run.write(PhaseEnd(t=phase["ended"], phase=phase["name"], verdict=phase["verdict"], detail=phase["detail"]))
-    for gap in result["not_exercised"]:
-        run.not_exercised(gap["what"], gap["why"], COMPONENT)
-    if result["verdict"] != "pass":
-        run.note(f"{result['verdict']}: {result['reason']}")
+def write_events(run: Run, result: Result) -> None:
+    """Write the phases and checks of the drill as events of the run, with the machine's times."""
+    for phase in result.phases:
+        run.write(PhaseStart(t=phase.started, phase=phase.name, detail=f"repo{result.repo}"))
+        for check in result.checks:
+            if check.phase == phase.name:
+                run.write(
+                    CheckEnd(
+                        t=phase.ended,
+                        component=COMPONENT,
+                        name=check.name,
+                        outcome=check.outcome,
+                        seconds=0,
+                        message=check.message,
+                    )
+                )
+        run.write(PhaseEnd(t=phase.ended, phase=phase.name, verdict=phase.verdict, detail=phase.detail))
+    for gap in result.not_exercised:
+        run.not_exercised(gap.what, gap.why, COMPONENT)
+    if result.verdict != "pass":
+        run.note(f"{result.verdict}: {result.reason}")

@@ -1,8 +1,8 @@
-"""The runbook: the phases of a rebuild with the commands a person would type, and what past runs showed.
+"""Render the runbook: the phases of a rebuild with the commands to type, and the results of past runs.
 
     minipc runbook --write
 
-Rendered from `playbooks/phases.py` and the records, so it can't disagree with either.
+It is rendered from `playbooks/phases.py` and the records, so it cannot disagree with either.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from pathlib import Path
 
 import jinja2
 
-from minipc import records
-from minipc.paths import ROOT
-from minipc.verdicts import SIGNS, words
-from minipc.wording import duration, one_line
+from minipc.core.formatting import duration, one_line
+from minipc.core.paths import ROOT
+from minipc.core.verdicts import SIGNS, words
+from minipc.evidence import records
 from playbooks.phases import PHASES
 
 FILE = ROOT / "docs" / "runbook.md"
 KINDS = ("rehearsal", "rebuild", "drill")
 _ENTRY = re.compile(r"^\| \d{4}-\d\d-\d\d .* \| `(\S+)` \|$", re.M)
 _MARKDOWN, _ESCAPED = re.compile(r"([\\`*_<>\[\]])"), r"\\\1"
-_OWN_PROGRAMS = re.compile(r"\S*/\.venv/bin/")  # where a controller keeps its checkout is nobody's business
+_OWN_PROGRAMS = re.compile(r"\S*/\.venv/bin/")  # the path of the checkout on the controller is of no interest
 _SHOWN = 110  # characters of a reason
 
 
 def render(runs: Iterable[records.Record], present: str = "") -> str:
-    """The page.
+    """Return the page.
 
     Args:
         runs: past runs, of any kind and in any order.
-        present: the page as it is: a line whose record is not among `runs` (it was made on another controller) stays.
+        present: the current page. Its lines whose records are not in `runs` (made on another controller) are kept.
     """
     entries = {found[1]: found[0] for found in _ENTRY.finditer(present)}
     entries |= {run.id: _entry(run) for run in runs if run.kind in KINDS}
@@ -48,12 +48,12 @@ def render(runs: Iterable[records.Record], present: str = "") -> str:
 
 
 def rendered(directory: Path, file: Path = FILE) -> str:
-    """The page from the records in a directory, and from the page as it is."""
+    """Return the page, from the records in a directory and the current page."""
     return render(records.load_all(directory).records, file.read_text(encoding="utf-8") if file.exists() else "")
 
 
 def _entry(run: records.Record) -> str:
-    """A run as a line of the changelog; ids sort by time."""
+    """Return the line of the changelog for a run."""
     commit = f"`{run.git.commit[:9]}`{' with changes' if run.git.dirty else ''}" if run.git.commit else "–"
     cells = [
         f"{run.started:%Y-%m-%d %H:%M}",

@@ -1,16 +1,17 @@
-"""The operator's questions put to a machine: on one screen (`minipc status`), and down to the cause (`minipc triage`).
+"""Answer the operator's questions about a machine (`minipc status`) and find the cause of a fault (`minipc triage`).
 
-Status asks Prometheus, and the machine itself where Prometheus does not answer; of the off-site machine, its watcher.
-Triage always asks the machine itself, because a measurement may be a minute old, and Prometheus only for what the
-machine can't tell at once.
+Status asks Prometheus, or the machine itself if Prometheus does not answer; for the off-site host it asks the external
+monitor. Triage always asks the machine itself, because a measurement may be a minute old. It asks Prometheus only for
+values that the machine cannot provide immediately.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -26,27 +27,34 @@ from minipc.checks.asking import (
     script_for_machine,
     script_for_prometheus,
 )
+from minipc.checks.resources import SCRIPT as RESOURCES
+from minipc.checks.resources import read as read_resources
+from minipc.checks.subjects import subjects
 from minipc.checks.verdict import LAYERS, Verdict, judge, shown, what_next, worst
-from minipc.display import console_for
-from minipc.errors import EXIT_COULD_NOT_VERIFY, EXIT_FAIL, EXIT_PASS, CouldNotVerifyError
-from minipc.inventory import Environment, Target, offsite_target, the_target
-from minipc.remote import on
-from minipc.wording import one_line
+from minipc.config.service import Service
+from minipc.core.environment import Environment
+from minipc.core.errors import EXIT_COULD_NOT_VERIFY, EXIT_FAIL, EXIT_PASS, CouldNotVerifyError
+from minipc.core.formatting import one_line
+from minipc.evidence.display import console_for
+from minipc.remote.inventory import Target, offsite_target, the_target
+from minipc.remote.queries import on
+from playbooks.alert_test import ASK, TEST
 
-# All questions are asked at once; none takes longer than its own patience.
+# All questions are asked in parallel; each has a shorter time limit.
 LIMIT_S = 40
-# The watcher's own words: templates/watcher/watcher.py.
-WATCHER_STATE = "/var/lib/minipc-watcher/state.json"
-WATCHED_THERE = ("units", "disk", "copies")
+# What must run on the off-site host, and the alert that always fires there while its monitoring works.
+WATCHING = "prometheus prometheus-alertmanager minipc-watcher"
+ALWAYS = "Watchdog"
+_SHOWN_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class Asked:
-    """All answers, by question.
+    """All answers by question.
 
     Attributes:
-        prometheus: whether it answered.
-        reachable: whether the machine could be asked at all.
+        prometheus: True if Prometheus answered.
+        reachable: True if the machine could be reached.
     """
 
     answers: Mapping[str, Answer]
@@ -55,33 +63,59 @@ class Asked:
 
 
 def status(environment: Environment, alias: str | None = None, *, direct: bool = False) -> int:
-    """Prints one line for each question and returns the exit code.
+    """Print one line for each question and return the exit code.
 
     Args:
-        direct: don't ask Prometheus.
+        direct: do not ask Prometheus.
     """
-    target, checks, console = the_target(environment, alias), load(), console_for()
-    asked = ask(target, environment, checks, prefer="machine" if direct else "prometheus")
+    target, console = the_target(environment, alias), console_for()
+    checks = load(target.settings.services.declared)
+    asked = ask(target, checks, prefer="machine" if direct else "prometheus")
     verdict = judge(checks, asked.answers)
-    table, beside = _table(checks, asked, verdict), off_site(environment, target)
-    if beside:
-        table.add_row(*_row_of_off_site(beside))
+    table, off_site_state = _table(checks, asked, verdict), off_site(environment, target)
+    if off_site_state:
+        table.add_row(*_row_of_off_site(off_site_state))
     console.print(table)
     if not asked.reachable:
-        console.print(Text(f"{target.alias} can't be reached: asked from outside only", "bold red"))
+        console.print(Text(f"{target.alias} cannot be reached; only the checks from outside were possible", "bold red"))
     elif not asked.prometheus and not direct:
-        console.print(Text("Prometheus does not answer: the machine itself was asked", "bold yellow"))
+        console.print(Text("Prometheus does not answer; the values come directly from the machine", "bold yellow"))
     console.print(_sentence(verdict, asked), soft_wrap=True)
-    return _exit_code(verdict, beside)
+    return _exit_code(verdict, off_site_state)
+
+
+def resources(environment: Environment, alias: str | None = None) -> int:
+    """Print the memory of each unit, pod and container, and the sums. Return the exit code."""
+    target, console = the_target(environment, alias), console_for()
+    services = target.settings.services.declared
+    used = read_resources(on(target, "sh -s", stdin=RESOURCES, timeout_s=LIMIT_S), services)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for each in used:
+        if each.memory >= _SHOWN_BYTES:
+            table.add_row(_megabytes(each.memory), Text(each.name), Text(each.service))
+    small = [each.memory for each in used if each.memory < _SHOWN_BYTES]
+    table.add_row(_megabytes(sum(small)), Text(f"{len(small)} others, each below 1 MB", "dim"), Text(""))
+    for name in ("", *(service.name for service in services)):
+        memory = sum(each.memory for each in used if each.service == name)
+        table.add_row(_megabytes(memory), Text(f"sum of {name or 'the platform'}", "bold"), Text(name))
+    table.add_row(_megabytes(sum(each.memory for each in used)), Text("sum", "bold"), Text(""))
+    console.print(table)
+    console.print(Text("Memory that processes share is divided among them; file caches are not counted.", "dim"))
+    return EXIT_PASS
+
+
+def _megabytes(memory: int) -> Text:
+    return Text(f"{memory / 2**20:.0f} MB", justify="right")
 
 
 def triage(environment: Environment, alias: str | None = None) -> int:
-    """Walks from the door to the data, prints what it finds, ends with one sentence, and returns the exit code."""
-    target, checks, console = the_target(environment, alias), load(), console_for()
-    asked = ask(target, environment, checks, prefer="machine")
+    """Check all layers from the ingress to the data, print the result and a conclusion, and return the exit code."""
+    target, console = the_target(environment, alias), console_for()
+    checks = load(target.settings.services.declared)
+    asked = ask(target, checks, prefer="machine")
     verdict = judge(checks, asked.answers)
     if not asked.reachable:
-        console.print(f"  ✗ {target.alias} can't be reached over SSH: its power, its network, then its firewall")
+        console.print(f"  ✗ {target.alias} cannot be reached over SSH: check its power, its network, then its firewall")
     for layer, title in LAYERS:
         _walk(console, checks, asked, verdict, layer, title)
     for cause in verdict.causes[1:]:
@@ -90,11 +124,11 @@ def triage(environment: Environment, alias: str | None = None) -> int:
     return _exit_code(verdict)
 
 
-def ask(target: Target, environment: Environment, checks: Checks, *, prefer: str) -> Asked:
-    """Puts all questions.
+def ask(target: Target, checks: Checks, *, prefer: str) -> Asked:
+    """Ask all questions.
 
     Args:
-        prefer: "prometheus" or "machine": who is asked first; the other one fills the gaps.
+        prefer: "prometheus" or "machine": asked first; the other one is asked for missing answers.
     """
     measured: dict[str, Answer] = {}
     seen: dict[str, Answer] = {}
@@ -112,42 +146,50 @@ def ask(target: Target, environment: Environment, checks: Checks, *, prefer: str
     found = seen | measured if prefer == "prometheus" else measured | seen
     for check in checks.checks:
         if check.asked_from == "outside":
-            found[check.id] = read_outside(check, _from_outside(target, environment))
+            found[check.id] = read_outside(check, _from_outside(target))
         elif check.id not in found:
-            found[check.id] = Answer(check, (), "machine", "nobody could be asked")
-    # In the order of asking.
+            found[check.id] = Answer(check, (), "machine", "neither the machine nor Prometheus could be asked")
+    # In the order of the questions.
     answers = {check.id: found[check.id] for check in checks.checks}
     return Asked(answers, bool(measured), reachable)
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What the watcher says of the off-site machine it runs on; `unknown` when it can't be asked."""
+class OffSite:
+    """What the external monitor on the off-site host reports; `unknown` is set if it cannot be asked."""
 
     wrong: str = ""
     unknown: str = ""
 
 
-def off_site(environment: Environment, target: Target) -> Beside | None:
-    """Prometheus measures nothing there, so its watcher is asked; None where the inventory has no such machine."""
+def off_site(environment: Environment, target: Target) -> OffSite | None:
+    """Ask the external monitor on the off-site host. Return None if the inventory has no off-site host."""
     other = offsite_target(environment, target)
     if other is None:
         return None
     try:
-        printed = on(other, f"systemctl is-active --quiet minipc-watcher && cat {WATCHER_STATE}", timeout_s=PATIENCE_S)
-        state = json.loads(printed)
-        wrong = [f"{name}: {state[name]['reason']}" for name in WATCHED_THERE if state[name]["failures"]]
+        running = f"for unit in {WATCHING}; do systemctl is-active --quiet $unit; done"
+        script = f"{ASK} {running}; ask 'api/v2/alerts?silenced=false&inhibited=false'"
+        alerts = json.loads(on(other, script, timeout_s=2 * PATIENCE_S))
+        names = {_alert_there(alert) for alert in alerts if alert["labels"]["alertname"] != TEST}
     except (CouldNotVerifyError, ValueError, KeyError, TypeError) as error:
-        return Beside(unknown=f"its watcher can't be asked: {error}")
-    return Beside("; ".join(wrong))
+        return OffSite(unknown=f"the external monitor cannot be asked: {error}")
+    if ALWAYS not in names:
+        return OffSite(unknown=f"the external monitor raises no alerts: {ALWAYS} is missing")
+    return OffSite("; ".join(sorted(names - {ALWAYS})))
 
 
-def _row_of_off_site(beside: Beside) -> tuple[Text, Text, Text, Text]:
-    question = "Is the off-site machine well?"
-    if beside.unknown:
-        return Text("?", "bold yellow"), Text(question), Text(one_line(beside.unknown), "dim"), Text("")
-    if beside.wrong:
-        return Text("✗", "bold red"), Text(question, "bold red"), Text(one_line(beside.wrong)), Text("P2")
+def _alert_there(alert: Mapping[str, Any]) -> str:
+    each = alert["annotations"].get("each")
+    return f"{alert['labels']['alertname']} ({each})" if each else str(alert["labels"]["alertname"])
+
+
+def _row_of_off_site(off_site_state: OffSite) -> tuple[Text, Text, Text, Text]:
+    question = "Does the off-site host see nothing wrong?"
+    if off_site_state.unknown:
+        return Text("?", "bold yellow"), Text(question), Text(one_line(off_site_state.unknown), "dim"), Text("")
+    if off_site_state.wrong:
+        return Text("✗", "bold red"), Text(question, "bold red"), Text(one_line(off_site_state.wrong)), Text("P2")
     return Text("✓", "green"), Text(question), Text("yes"), Text("")
 
 
@@ -161,23 +203,27 @@ def _seen(target: Target, checks: Checks) -> dict[str, Answer]:
     return read_machine(on(target, "sh -s", stdin=script, timeout_s=LIMIT_S), checks.checks)
 
 
-def _from_outside(target: Target, environment: Environment) -> str:
-    """1 when the public name answers where users are: in the lab on its public side, else from this controller."""
-    domain = target.settings.edge.domain
-    argv = ["curl", "--silent", "--fail", "--output", "/dev/null", "--max-time", str(PATIENCE_S), "--noproxy", "*"]
-    if environment == "lab":
-        from minipc.lab import find
+def _from_outside(target: Target) -> str:
+    """Return a line for each public service: its name, and "1" if it answers users, else "0"."""
+    with ThreadPoolExecutor() as pool:
+        public = [each.service for each in subjects("public", target.settings.services.declared)]
+        answers = pool.map(lambda name: _answers_users(target, target.settings.services.named(name)), public)
+        return "".join(f"{name} {int(answer)}\n" for name, answer in zip(public, answers, strict=True))
 
-        machine = find(target.alias)
-        address = machine.public_ipv4 if machine else target.data["ssh_hostname"]
-        argv = ["ip", "netns", "exec", "public", *argv, "--resolve", f"{domain}:443:{address}"]
-    if target.settings.edge.acme in ("internal", "other"):
-        argv.append("--insecure")
-    try:
-        done = subprocess.run([*argv, f"https://{domain}/api/livez"], capture_output=True, timeout=PATIENCE_S + 5)
-    except (OSError, subprocess.TimeoutExpired):
-        return "0"
-    return "0" if done.returncode else "1"
+
+def _answers_users(target: Target, service: Service) -> bool:
+    """Return whether the service's live path answers; with authentication, whether anything but an error does."""
+    assert service.ingress  # noqa: S101 - only public services are asked
+    assert service.health  # noqa: S101 - which the schema demands then
+    side = target.side("public")
+    code = side.http_status(
+        service.ingress.domains[0],
+        service.health.live,
+        address=None if side.finds_names else side.ipv4,
+        verify=target.settings.edge.acme not in ("internal", "other"),
+        limit_s=PATIENCE_S,
+    )
+    return "200" <= code < ("500" if service.ingress.authentication else "400")
 
 
 def _table(checks: Checks, asked: Asked, verdict: Verdict) -> Table:
@@ -194,7 +240,7 @@ def _row(answer: Answer, verdict: Verdict) -> tuple[Text, Text, Text, Text]:
         explained = answer in verdict.effects
         style = "yellow" if explained else "bold red"
         value = ", ".join(shown(check, reading) for reading in answer.bad)
-        note = "explained by another" if explained else check.priority
+        note = "explained by another fault" if explained else check.priority
         return Text("✗", style), Text(check.question, style), Text(one_line(value)), Text(note, style)
     if answer.unknown:
         return Text("?", "bold yellow"), Text(check.question), Text(one_line(answer.error), "dim"), Text("")
@@ -220,13 +266,14 @@ def _walk(console: Console, checks: Checks, asked: Asked, verdict: Verdict, laye
 def _sentence(verdict: Verdict, asked: Asked) -> Text:
     if not asked.reachable and not verdict.causes:
         return Text(
-            "Users get answers, but the machine can't be reached over SSH; next: its firewall, sshd.", "bold red"
+            "Users get answers, but the machine cannot be reached over SSH; next: check its firewall and sshd.",
+            "bold red",
         )
     style = "bold red" if verdict.causes else "bold yellow" if verdict.unknown else "bold green"
     return Text(one_line(verdict.sentence), style)
 
 
-def _exit_code(verdict: Verdict, beside: Beside | None = None) -> int:
-    if verdict.causes or (beside and beside.wrong):
+def _exit_code(verdict: Verdict, off_site_state: OffSite | None = None) -> int:
+    if verdict.causes or (off_site_state and off_site_state.wrong):
         return EXIT_FAIL
-    return EXIT_COULD_NOT_VERIFY if verdict.unknown or (beside and beside.unknown) else EXIT_PASS
+    return EXIT_COULD_NOT_VERIFY if verdict.unknown or (off_site_state and off_site_state.unknown) else EXIT_PASS

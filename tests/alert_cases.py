@@ -6,10 +6,14 @@ apart (more than 5 min would make Prometheus forget the series).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import yaml
+from minipc.checks import load
+from minipc.checks.rule_files import rendered_rules
+from minipc.checks.rules import Rules, of_component, of_questions
+from minipc.config.service import Service
+from minipc.core import yaml_text
 
 Series = Mapping[str, str]
 
@@ -22,6 +26,7 @@ class Case:
         bad, good: series -> values.
         at: when it is looked at; `good_at` for the good ones when it differs.
         every: distance of the values.
+        evaluation: distance of the evaluations; the same in all cases of an alert.
     """
 
     alert: str
@@ -30,10 +35,28 @@ class Case:
     at: str = "5m"
     good_at: str = ""
     every: str = "15s"
+    evaluation: str = "15s"
 
 
-def probe(path: str, via: str = "edge", module: str = "answers") -> str:
-    return f'probe_success{{job="probe",via="{via}",module="{module}",path="{path}"}}'
+SHOP = Service.model_validate(
+    {
+        "name": "shop",
+        "image": "example.org/shop",
+        "ingress": {"domains": ["shop.example.org"], "node_port": 30090},
+        "processes": {"web": {"port": 8000, "metrics": {"port": 8000}}, "mail": {}},
+        "cron": {"nightly": {"schedule": "0 3 * * *", "alert_after": "26h", "command": ["nightly"]}},
+        "health": {"live": "/healthz", "ready": "/ready"},
+        "redis": {"kind": "queue"},
+        "volumes": {"uploads": {"mount": "/uploads", "size_gb": 1, "data_class": "must recover"}},
+        "alerts": {"pages": {"basket": {"path": "/basket"}}},
+    }
+)
+"""A service that has one of everything that is asked about."""
+
+
+def probe(path: str, via: str = "ingress", service: str = "shop", **labels: str) -> str:
+    more = "".join(f',{name}="{value}"' for name, value in labels.items())
+    return f'probe_success{{job="probe",service="{service}",via="{via}",path="{path}"{more}}}'
 
 
 def two_probes(alert: str, series: str) -> Case:
@@ -53,62 +76,82 @@ def bundle(**changed: str) -> Series:
     return {f"minipc_bundle_{name}": values for name, values in well.items()} | changed
 
 
+UP_PROMETHEUS, UP_ALERTMANAGER = 'up{job="prometheus"}', 'up{job="alertmanager"}'
+SENT = "prometheus_remote_storage_queue_highest_sent_timestamp_seconds"
+REFUSED = "prometheus_remote_storage_samples_failed_total"
+SENDING = {"prometheus_remote_storage_highest_timestamp_in_seconds": "0+15x60", SENT: "0+15x60", REFUSED: "0x60"}
 DISK = 'device="d",fstype="ext4",mountpoint="/"'
-API = 'job="workload-api",service="api",method="GET",route="/api/parking"'
-JOB = 'job="workload-worker",job_name="ingest"'
+WEB = 'service="shop",process="web"'
+NIGHTLY = 'service="shop",cron="nightly"'
+UPLOADS = 'service="shop",volume="uploads"'
 
 CASES: dict[str, list[Case]] = {
     "checks": [
-        two_probes("ApiDown", probe("/api/livez")),
-        two_probes("RuntimeDown", probe("/api/livez", "api")),
+        two_probes("ServiceDown", probe("live")),
+        two_probes("RuntimeDown", probe("live", "direct")),
         level("DatabaseDown", "pg_up", "0", "1", "2m"),
-        two_probes("DatabaseTooSlow", probe("/api/readyz", "api")),
-        level("CacheDown", "redis_up", "0", "1", "2m"),
-        level("ChangedByHand", "minipc_gitops_drift_objects", "1", "0", "3m"),
-        two_probes("ScreenFailing", probe("/api/outing")),
+        two_probes("ServiceNotReady", probe("ready", "direct")),
+        level("CacheDown", 'redis_up{job="redis"}', "0", "1", "2m"),
+        level("QueueNotSaved", 'redis_rdb_last_bgsave_status{job="redis-queue",service="shop"}', "0", "1", "2m"),
+        level("QueueDown", 'redis_up{job="redis-queue",service="shop"}', "0", "1", "2m"),
         Case(
-            "ManyErrors",
-            {f'http_requests_total{{{API},status="500"}}': "0+2x40"},
-            {f'http_requests_total{{{API},status="500"}}': "0+1x40"},
-        ),
-        level("SlowAnswers", 'probe_duration_seconds{job="probe",via="edge",path="/api/health"}', "0.3", "0.1"),
-        level("WorkerDown", 'up{job="workload-worker",worker="push"}', "0", "1", "2m"),
-        Case(
-            "WorkerStalled",
-            {'worker_heartbeat_timestamp_seconds{worker="push"}': "0x40"},
-            {'worker_heartbeat_timestamp_seconds{worker="push"}': "0+15x40"},
-        ),
-        Case(
-            "JobStale",
-            {f"job_last_success_timestamp_seconds{{{JOB}}}": "0x40", f"job_stale_threshold_seconds{{{JOB}}}": "60x40"},
-            {f"job_last_success_timestamp_seconds{{{JOB}}}": "0x40", f"job_stale_threshold_seconds{{{JOB}}}": "600x40"},
-        ),
-        # A worker that is gone is remembered.
-        Case(
-            "JobStale",
+            "QueueNearlyFull",
             {
-                f"job_last_success_timestamp_seconds{{{JOB}}}": "0x4 _x60",
-                f"job_stale_threshold_seconds{{{JOB}}}": "300x4 _x60",
+                'redis_memory_used_bytes{job="redis-queue",service="shop"}': "95x40",
+                'redis_memory_max_bytes{job="redis-queue",service="shop"}': "100x40",
             },
-            {},
-            at="15m",
+            {
+                'redis_memory_used_bytes{job="redis-queue",service="shop"}': "50x40",
+                'redis_memory_max_bytes{job="redis-queue",service="shop"}': "100x40",
+                # A cache may be full.
+                'redis_memory_used_bytes{job="redis"}': "99x40",
+                'redis_memory_max_bytes{job="redis"}': "100x40",
+            },
         ),
-        level("BreakerOpen", 'circuit_breaker_state{service="push-gateway"}', "2", "1", "1m"),
-        two_probes("StaleButServing", probe("/api/outing", module="fresh")),
+        level("ChangedByHand", "minipc_gitops_drift_objects", "1", "0", "3m"),
+        two_probes("PageFailing", probe("page", page="basket", alert="yes")),
         Case(
-            "ForecastOld",
-            {'job_last_success_timestamp_seconds{job_name="forecast"}': "-1600x40"},
-            {'job_last_success_timestamp_seconds{job_name="forecast"}': "-1400x40"},
+            "ProcessDown",
+            {f"minipc_process_ready{{{WEB}}}": "1x40", f"minipc_process_wanted{{{WEB}}}": "2x40"},
+            {f"minipc_process_ready{{{WEB}}}": "2x10 1x4 2x40", f"minipc_process_wanted{{{WEB}}}": "2x60"},
         ),
-        Case("OutboxGrowing", {"outbox_pending": "20x80"}, {"outbox_pending": "20x20 0x60"}, at="11m"),
         Case(
-            "CacheMisses",
-            {"cache_hits_total": "0+1x120", "cache_misses_total": "0+30x120"},
-            {"cache_hits_total": "0+30x120", "cache_misses_total": "0+1x120"},
-            at="22m",
+            "ProcessRestarts",
+            {f"minipc_process_restarts{{{WEB}}}": "0 1 2 3 4 5x80"},
+            {f"minipc_process_restarts{{{WEB}}}": "0 1x40 0x40"},
+            at="10m",
         ),
-        # Without load nothing can be said.
-        Case("CacheMisses", {}, {"cache_hits_total": "0x120", "cache_misses_total": "0+1x120"}, at="22m"),
+        Case(
+            "SlowAnswers",
+            {
+                'probe_duration_seconds{job="probe",service="shop",via="ingress",path="ready"}': "0.3x40",
+                'minipc_service_answer_within_seconds{service="shop"}': "0.2x40",
+            },
+            {
+                'probe_duration_seconds{job="probe",service="shop",via="ingress",path="ready"}': "0.3x40",
+                'minipc_service_answer_within_seconds{service="shop"}': "2x40",
+                # Another service that is slow, and may be.
+                'probe_duration_seconds{job="probe",service="slow",via="ingress",path="ready"}': "8x40",
+                'minipc_service_answer_within_seconds{service="slow"}': "9x40",
+            },
+        ),
+        level("MetricsMissing", f'up{{job="service",{WEB}}}', "0", "1"),
+        Case(
+            "CronJobOverdue",
+            {
+                f"minipc_cron_last_success_timestamp_seconds{{{NIGHTLY}}}": "-93600x40",
+                f"minipc_cron_alert_after_seconds{{{NIGHTLY}}}": "93600x40",
+            },
+            {
+                f"minipc_cron_last_success_timestamp_seconds{{{NIGHTLY}}}": "-86400x40",
+                f"minipc_cron_alert_after_seconds{{{NIGHTLY}}}": "93600x40",
+            },
+        ),
+        Case(
+            "VolumeNearlyFull",
+            {f"minipc_volume_bytes{{{UPLOADS}}}": "95x40", f"minipc_volume_limit_bytes{{{UPLOADS}}}": "100x40"},
+            {f"minipc_volume_bytes{{{UPLOADS}}}": "80x40", f"minipc_volume_limit_bytes{{{UPLOADS}}}": "100x40"},
+        ),
         level("BackupOld", 'minipc_backup_last_success_timestamp_seconds{repo="repo2"}', "-93400", "-93000"),
         level("DrillOld", 'minipc_drill_last_pass_timestamp_seconds{repo="repo1"}', "-3024000", "-3000000"),
         Case("ArchivingFails", {"pg_stat_archiver_failed_count": "0+1x40"}, {"pg_stat_archiver_failed_count": "7x40"}),
@@ -117,54 +160,48 @@ CASES: dict[str, list[Case]] = {
             {f"node_filesystem_avail_bytes{{{DISK}}}": "5x40", f"node_filesystem_size_bytes{{{DISK}}}": "100x40"},
             {f"node_filesystem_avail_bytes{{{DISK}}}": "15x40", f"node_filesystem_size_bytes{{{DISK}}}": "100x40"},
         ),
+        Case(
+            "DiskFullSoon",
+            {
+                f"node_filesystem_avail_bytes{{{DISK}}}": "300-1x120",
+                f"node_filesystem_size_bytes{{{DISK}}}": "1000x120",
+            },
+            {
+                f"node_filesystem_avail_bytes{{{DISK}}}": "300-0x120",
+                f"node_filesystem_size_bytes{{{DISK}}}": "1000x120",
+            },
+            at="1h",
+            every="1m",
+        ),
         level("UnitFailed", 'node_systemd_unit_state{name="a.service",state="failed"}', "1", "0", "2m"),
-        level("ClockOff", "node_timex_offset_seconds", "-0.6", "0.1", "7m"),
-    ],
-    "workload": [
-        level("DeployUnhealthy", 'up{job="workload-api"}', "0", "1", "1m"),
-        level(
-            "DeployUnhealthy", 'node_systemd_unit_state{name="workload-migrate.service",state="failed"}', "1", "0", "1m"
+        Case(
+            "ChannelFails",
+            {'alertmanager_notifications_failed_total{receiver_name="slack"}': "0x8 3x40"},
+            {'alertmanager_notifications_failed_total{receiver_name="slack"}': "3x40"},
         ),
         Case(
-            "ErrorBudgetBurnsFast",
-            {f'http_requests_total{{{API},status="{status}"}}': f"0+{n}x80" for status, n in (("200", 10), ("500", 1))},
-            {
-                f'http_requests_total{{{API},status="{status}"}}': f"0+{n}x80"
-                for status, n in (("200", 100), ("500", 1))
-            },
+            "UnitRestarts",
+            {'node_systemd_service_restart_total{name="loki.service"}': "0+1x60"},
+            {'node_systemd_service_restart_total{name="loki.service"}': "0 1 2x60"},
+            at="11m",
+        ),
+        level("MachineReplaced", "minipc_machine_replaced", "1", "0"),
+        Case(
+            "MemoryShort",
+            {"node_memory_MemAvailable_bytes": "5x40", "node_memory_MemTotal_bytes": "100x40"},
+            {"node_memory_MemAvailable_bytes": "50x40", "node_memory_MemTotal_bytes": "100x40"},
+            at="7m",
+        ),
+        level("ClusterDown", 'minipc_cluster_up{name="k3s (its datastore is corrupt)"}', "0", "1", "2m"),
+        level("PodsEvicted", 'minipc_node_pressure{name="a/DiskPressure"}', "1", "0", "1m"),
+        level("NodeNotReady", 'minipc_node_ready{name="a"}', "0", "1"),
+        Case(
+            "ApplicationUnknown",
+            {'argocd_app_info{name="shop",sync_status="Unknown"}': "1x60"},
+            {'argocd_app_info{name="shop",sync_status="Synced"}': "1x60"},
             at="10m",
         ),
-        Case(
-            "ErrorBudgetBurnsSlowly",
-            {
-                f'http_requests_total{{{API},status="{status}"}}': f"0+{n}x160"
-                for status, n in (("200", 20), ("500", 1))
-            },
-            {
-                f'http_requests_total{{{API},status="{status}"}}': f"0+{n}x160"
-                for status, n in (("200", 100), ("500", 1))
-            },
-            at="30m",
-        ),
-        Case(
-            "SlowRequests",
-            {
-                f'http_request_duration_seconds_bucket{{{API},status="200",le="{le}"}}': f"0+{n}x80"
-                for le, n in (("0.2", 1), ("1.0", 10), ("+Inf", 10))
-            },
-            {
-                f'http_request_duration_seconds_bucket{{{API},status="200",le="{le}"}}': f"0+{n}x80"
-                for le, n in (("0.2", 10), ("1.0", 10), ("+Inf", 10))
-            },
-            at="15m",
-        ),
-        Case(
-            "PoolExhausted",
-            {"db_pool_waiting": "2x40", "db_pool_size": "8x40", "db_pool_max": "8x40"},
-            {"db_pool_waiting": "2x40", "db_pool_size": "4x40", "db_pool_max": "8x40"},
-        ),
-        level("GitOpsDrift", "minipc_gitops_drift_objects", "1", "0", "12m"),
-        Case("CacheErrors", {"cache_errors_total": "0+2x40"}, {"cache_errors_total": "9x40"}, at="8m"),
+        level("ClockOff", "node_timex_offset_seconds", "-0.6", "0.1", "7m"),
     ],
     "postgres": [
         level(
@@ -181,9 +218,28 @@ CASES: dict[str, list[Case]] = {
         ),
         level("ConnectionsNearlyUsed", 'pg_stat_activity_count{datname="w"}', "90", "20", "7m"),
         Case("Deadlocks", {"pg_stat_database_deadlocks": "0x8 5x40"}, {"pg_stat_database_deadlocks": "5x40"}),
-        level("WalPilesUp", "pg_wal_size_bytes", "5000000000", "1000000000", "7m"),
+        Case(
+            "WalPilesUp",
+            {"minipc_wal_waiting_bytes": "6x40", "minipc_disk_size_bytes": "100x40"},
+            {"minipc_wal_waiting_bytes": "4x40", "minipc_disk_size_bytes": "100x40"},
+            at="7m",
+        ),
+        Case(
+            "DiskReserveReleased",
+            {"minipc_disk_reserve_bytes": "0x320"},
+            {"minipc_disk_reserve_bytes": "0x100 5x220"},
+            at="65m",
+        ),
+        Case(
+            "WalNotSent",
+            {"minipc_wal_stream_caught_up_timestamp_seconds": "0x60"},
+            {"minipc_wal_stream_caught_up_timestamp_seconds": "0+15x60"},
+            at="9m",
+        ),
+        level("PostgresLogCut", "minipc_postgres_log_cut_timestamp_seconds", "0", "-4000", "1m"),
     ],
     "backups": [
+        Case("Digest", {"up": "1x40"}, {}),
         level("BackupFailed", 'minipc_backup_success{repo="repo2"}', "0", "1", "1m"),
         Case(
             "BackupPathMissing",
@@ -191,7 +247,15 @@ CASES: dict[str, list[Case]] = {
             {'minipc_backup_path_present{component="edge",path="/x"}': "0x200 1x200"},
             at="26h",
             every="4m",
+            evaluation="4m",
         ),
+        Case(
+            "ExpiryStopped",
+            {'minipc_backup_expiry_stopped{repo="repo1"}': "1x320"},
+            {'minipc_backup_expiry_stopped{repo="repo1"}': "1x20 0x300"},
+            at="65m",
+        ),
+        level("BackupSnapshotUnreadable", "minipc_backup_unreadable_snapshots", "1", "0", "1m"),
         level("ArchiveOld", "pg_stat_archiver_last_archive_age", "1000", "500", "2m"),
         level("DrillFailed", 'minipc_drill_verdict{repo="repo1",verdict="fail"}', "1", "0", "1m"),
         level("RpoOverBudget", 'minipc_drill_rpo_seconds{repo="repo1"}', "90000", "300", "1m"),
@@ -211,28 +275,9 @@ CASES: dict[str, list[Case]] = {
     ],
     "host": [
         Case(
-            "DiskFullSoon",
-            {
-                f"node_filesystem_avail_bytes{{{DISK}}}": "300-1x120",
-                f"node_filesystem_size_bytes{{{DISK}}}": "1000x120",
-            },
-            {
-                f"node_filesystem_avail_bytes{{{DISK}}}": "300-0x120",
-                f"node_filesystem_size_bytes{{{DISK}}}": "1000x120",
-            },
-            at="1h",
-            every="1m",
-        ),
-        Case(
             "InodesUsedUp",
             {f"node_filesystem_files_free{{{DISK}}}": "5x40", f"node_filesystem_files{{{DISK}}}": "100x40"},
             {f"node_filesystem_files_free{{{DISK}}}": "50x40", f"node_filesystem_files{{{DISK}}}": "100x40"},
-            at="7m",
-        ),
-        Case(
-            "MemoryShort",
-            {"node_memory_MemAvailable_bytes": "5x40", "node_memory_MemTotal_bytes": "100x40"},
-            {"node_memory_MemAvailable_bytes": "50x40", "node_memory_MemTotal_bytes": "100x40"},
             at="7m",
         ),
         Case("OutOfMemory", {"node_vmstat_oom_kill": "0x8 1x40"}, {"node_vmstat_oom_kill": "1x40"}),
@@ -244,6 +289,8 @@ CASES: dict[str, list[Case]] = {
             at="12m",
         ),
         level("HostDrift", "minipc_drift_changes", "2", "0", "1m"),
+        level("HostTampered", "minipc_drift_unexpected", "1", "0", "1m"),
+        level("PreflightFailed", 'minipc_preflight_success{check="images"}', "0", "1", "1m"),
         level("DriftUnchecked", "minipc_drift_checked_timestamp_seconds", "-180000", "-100000", "1m"),
         level("DriftUnchecked", "minipc_drift_check_success", "0", "1", "1m"),
     ],
@@ -252,23 +299,27 @@ CASES: dict[str, list[Case]] = {
     "argocd": [
         Case(
             "ApplicationBroken",
-            {'argocd_app_info{name="workload",health_status="Degraded"}': "1x60"},
-            {'argocd_app_info{name="workload",health_status="Healthy"}': "1x60"},
+            {'argocd_app_info{name="shop",health_status="Degraded"}': "1x60"},
+            {'argocd_app_info{name="shop",health_status="Healthy"}': "1x60"},
             at="10m",
         ),
         Case(
             "ApplicationDiffers",
-            {'argocd_app_info{name="workload",sync_status="OutOfSync"}': "1x400"},
-            {'argocd_app_info{name="workload",sync_status="Synced"}': "1x400"},
+            {'argocd_app_info{name="shop",sync_status="OutOfSync"}': "1x400"},
+            {'argocd_app_info{name="shop",sync_status="Synced"}': "1x400"},
             at="70m",
         ),
     ],
     "edge": [
         level(
-            "CertificateExpires", 'probe_ssl_earliest_cert_expiry{job="probe",via="edge"}', "1000000", "3000000", "6m"
+            "CertificateExpires",
+            'probe_ssl_earliest_cert_expiry{job="probe",service="shop",via="ingress"}',
+            "1000000",
+            "3000000",
+            "6m",
         ),
         Case(
-            "DoorErrors",
+            "IngressErrors",
             {'caddy_http_response_duration_seconds_count{code="502"}': "0+2x40"},
             {'caddy_http_response_duration_seconds_count{code="502"}': "0+1x40"},
         ),
@@ -312,66 +363,122 @@ CASES: dict[str, list[Case]] = {
     ],
     "alertmanager": [
         Case(
-            "NotificationsFail",
-            {'alertmanager_notifications_failed_total{integration="slack"}': "0x8 3x40"},
-            {'alertmanager_notifications_failed_total{integration="slack"}': "3x40"},
-        ),
-        Case(
             "AlertsUndelivered",
             {"prometheus_notifications_dropped_total": "0+1x40"},
             {"prometheus_notifications_dropped_total": "0x8 1x40"},
             at="8m",
         ),
     ],
+    "watcher": [
+        Case("OffsiteSilent", SENDING | {SENT: "0x60"}, SENDING, at="12m"),
+        # Refused is not silent.
+        Case("OffsiteSilent", SENDING | {REFUSED: "0+1x60"}, SENDING, at="12m"),
+    ],
+    "watcher/outside": [
+        two_probes("ServiceUnreachable", 'probe_success{job="outside",service="shop"}'),
+        Case("NothingMeasured", {"unrelated": "1x40"}, {'up{job="node"}': "1x40"}),
+        Case(
+            "OffsiteDiskFull",
+            {f"node_filesystem_avail_bytes{{{DISK}}}": "9x40", f"node_filesystem_size_bytes{{{DISK}}}": "100x40"},
+            {f"node_filesystem_avail_bytes{{{DISK}}}": "11x40", f"node_filesystem_size_bytes{{{DISK}}}": "100x40"},
+        ),
+        level("OffsiteUnitFailed", 'node_systemd_unit_state{name="a.service",state="failed"}', "1", "0"),
+        level("ReceiverDown", 'node_systemd_unit_state{name="minipc-watcher.service",state="active"}', "0", "1"),
+        Case(
+            "OffsiteChannelFails",
+            {'alertmanager_notifications_failed_total{receiver_name="slack"}': "0x8 3x40"},
+            {'alertmanager_notifications_failed_total{receiver_name="slack"}': "3x40"},
+        ),
+        level("CopyTrouble", 'minipc_offsite_copy_trouble{reason="x"}', "1", "0"),
+        Case(
+            "CopyOld",
+            {"minipc_offsite_copy_last_success_timestamp_seconds": "0x800"},
+            {"minipc_offsite_copy_last_success_timestamp_seconds": "0x800"},
+            at="13h10m",
+            good_at="12h",
+            every="60s",
+            evaluation="60s",
+        ),
+        Case(
+            "CopyMissing",
+            {"unrelated": "1x800"},
+            {"minipc_offsite_copy_last_success_timestamp_seconds": "0x800"},
+            at="13h10m",
+            every="60s",
+            evaluation="60s",
+        ),
+    ],
+    "watcher/received": [
+        Case("MachineSilent", {UP_PROMETHEUS: "1x4"}, {UP_PROMETHEUS: "1x60"}, at="10m"),
+        Case("MachineCannotAlert", {UP_PROMETHEUS: "1x60", UP_ALERTMANAGER: "0x60"}, {UP_PROMETHEUS: "1x4"}, at="8m"),
+        Case("MachineCannotAlert", {UP_PROMETHEUS: "1x60"}, {UP_PROMETHEUS: "1x60", UP_ALERTMANAGER: "1x60"}, at="8m"),
+        Case(
+            "MachineChannelFails",
+            {'alertmanager_notifications_failed_total{receiver_name="slack"}': "0x8 3x40"},
+            {'alertmanager_notifications_failed_total{receiver_name="slack"}': "3x40"},
+        ),
+    ],
 }
 
-# Takes minutes: a week of measurements.
-WEEK = Case(
-    "SlowJob",
-    {"job_duration_seconds_sum": "0+60x2520 151380+600x20", "job_duration_seconds_count": "0+60x2540"},
-    {"job_duration_seconds_sum": "0+60x2540", "job_duration_seconds_count": "0+60x2540"},
-    at="169h",
-    every="4m",
-)
 
-# Nothing is measured at all: each question that must be answerable says so.
-SILENCE_AT = "12m"
+def rules_of(name: str) -> Rules:
+    """Return the rules of the questions ("checks", about the service SHOP) or of a component."""
+    if name == "checks":
+        return of_questions(load([SHOP]), "x", [SHOP])
+    return of_component(name, rendered_rules()[name], "x")
 
 
-def promtool_file(rules: str, cases: list[Case], evaluation: str = "15s") -> str:
-    """A file for `promtool test rules`.
+def promtool_files(rules: Rules, cases: list[Case]) -> dict[str, str]:
+    """Return the files for `promtool test rules *.test.yml`.
 
-    Args:
-        rules: path of the rule file, relative to the test file.
+    Each alert has a file of its cases, and a file with its rules and all recording rules: promtool evaluates every rule
+    of a file at every step of every case.
     """
-    tests = []
-    for case in cases:
-        for good in (False, True):
-            series = case.good if good else case.bad
-            if not series:
-                continue
-            firing = f'ALERTS{{alertname="{case.alert}",alertstate="firing"}}'
-            fires: list[object] = [] if good else [{"labels": "{}", "value": 1}]
-            tests.append(
-                {
-                    "name": f"{case.alert} {'is silent' if good else 'fires'}",
-                    "interval": case.every,
-                    "input_series": [{"series": name, "values": values} for name, values in series.items()],
-                    "promql_expr_test": [
-                        {
-                            "expr": f"count(count by (alertname) ({firing}))",
-                            "eval_time": (case.good_at or case.at) if good else case.at,
-                            "exp_samples": fires,
-                        }
-                    ],
-                }
-            )
-    return yaml.safe_dump({"rule_files": [rules], "evaluation_interval": evaluation, "tests": tests}, sort_keys=False)
+    files = {}
+    for alert in {case.alert for case in cases}:
+        own = [case for case in cases if case.alert == alert]
+        tests = {
+            "rule_files": [f"{alert}.rules.yml"],
+            "evaluation_interval": own[0].evaluation,
+            "tests": [test for case in own for test in _promtool_tests(case)],
+        }
+        files[f"{alert}.rules.yml"] = yaml_text.dump(_only(alert, rules))
+        files[f"{alert}.test.yml"] = yaml_text.dump(tests)
+    return files
 
 
-def silence_file(rules: str, checks: list[str], at: str, evaluation: str) -> str:
-    """A file for promtool in which nothing is measured, and `checks` must say so."""
-    expected = [{"labels": f'{{check="{name}"}}', "value": 1} for name in sorted(checks)]
+def _only(alert: str, rules: Rules) -> Rules:
+    """Return the recording rules and those of one alert."""
+    groups = [
+        group | {"rules": [rule for rule in group["rules"] if rule.get("alert", alert) == alert]}
+        for group in rules["groups"]
+    ]
+    return {"groups": [group for group in groups if group["rules"]]}
+
+
+def _promtool_tests(case: Case) -> Iterator[dict[str, object]]:
+    firing = f'ALERTS{{alertname="{case.alert}",alertstate="firing"}}'
+    for good in (False, True):
+        series = case.good if good else case.bad
+        if series:
+            expected: list[object] = [] if good else [{"labels": "{}", "value": 1}]
+            yield {
+                "name": f"{case.alert} {'is silent' if good else 'fires'}",
+                "interval": case.every,
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "promql_expr_test": [
+                    {
+                        "expr": f"count(count by (alertname) ({firing}))",
+                        "eval_time": (case.good_at or case.at) if good else case.at,
+                        "exp_samples": expected,
+                    }
+                ],
+            }
+
+
+def silence_file(checks: Mapping[str, int], at: str, evaluation: str) -> str:
+    """Return a file for promtool in which nothing is measured, and `checks` (id -> how many things) must say so."""
+    expected = [{"labels": f'{{check="{name}"}}', "value": value} for name, value in sorted(checks.items())]
     test = {
         "name": "nothing is measured",
         "input_series": [{"series": "unrelated", "values": "1x40"}],
@@ -383,4 +490,5 @@ def silence_file(rules: str, checks: list[str], at: str, evaluation: str) -> str
             }
         ],
     }
-    return yaml.safe_dump({"rule_files": [rules], "evaluation_interval": evaluation, "tests": [test]}, sort_keys=False)
+    file = {"rule_files": ["rules.yml"], "evaluation_interval": evaluation, "tests": [test]}
+    return yaml_text.dump(file)

@@ -1,4 +1,4 @@
-"""Upstream files that Debian does not package: pinned, verified, cached on the controller, pushed from there.
+"""Upstream files that Debian does not package: pinned, verified, cached on the controller.
 
 found = resolve("k3s", "amd64")
 if found.origin == "missing":
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from minipc.artifacts.errors import HashMismatchError, UnobtainableError
 from minipc.artifacts.store import Artifact, Origin, Store, own_arch
-from minipc.paths import ROOT, cache_dir
+from minipc.core.paths import ROOT, cache_dir
 
 if TYPE_CHECKING:
     from minipc.artifacts.download import Downloader
@@ -31,15 +31,15 @@ __all__ = [
 
 
 def resolve(name: str, arch: str, *, fetch: bool = True) -> Artifact:
-    """The file to use now, as `Store.resolve`; what a deploy calls.
+    """Return the file to use now, as `Store.resolve` does. Deploys call this.
 
-    A host that doesn't answer is asked once per process, not for the 21 s that `minipc artifacts fetch` is patient.
+    A host that does not answer is asked once per process, without the retries of `minipc artifacts fetch`.
     """
     return default_store(_impatient).resolve(name, arch, fetch=fetch)
 
 
-def default_store(downloader: Callable[[], Downloader]) -> Store:
-    """The store of this checkout and this user's cache."""
+def default_store(downloader: Callable[[], Downloader] | None = None) -> Store:
+    """Return the store of this checkout and this user's cache."""
     return Store(
         catalogue=ROOT / "artifacts.toml",
         lock=ROOT / "artifacts.lock",
@@ -50,7 +50,7 @@ def default_store(downloader: Callable[[], Downloader]) -> Store:
 
 @functools.cache
 def _impatient() -> Downloader:
-    # Here, because httpx takes 90 ms to import and a converge with everything in the cache fetches nothing.
-    from minipc.artifacts.download import Downloader
+    # Here, because httpx takes 90 ms to import and a converge with a full cache downloads nothing.
+    from minipc.artifacts.download import Downloader  # noqa: PLC0415
 
-    return Downloader(connect_backoff=())
+    return Downloader(connect_backoff_s=())

@@ -1,13 +1,13 @@
-"""What can go wrong with an upstream file: it can't be had, or it is not the file it should be."""
+"""Errors about upstream files: one cannot be obtained, or one is not the expected file."""
 
 from __future__ import annotations
 
-from minipc.errors import CouldNotVerifyError, MinipcError
+from minipc.core.errors import CouldNotVerifyError, MinipcError
 
 
 class UnobtainableError(CouldNotVerifyError):
-    """The file can't be had now (offline, 404, refused redirect); whatever needs it is not exercised."""
+    """The file cannot be obtained now (offline, 404, refused redirect); what needs it is NOT EXERCISED."""
 
 
 class HashMismatchError(MinipcError):
-    """A file is not the one that was promised. Never ignored, whoever asked."""
+    """A file does not have the expected hash. Callers never ignore this."""

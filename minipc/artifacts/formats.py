@@ -1,4 +1,4 @@
-"""Tells a file of the wrong kind or architecture from its first bytes, before anything is built on it."""
+"""Recognise a file of the wrong kind or architecture by its first bytes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ _MAGIC: dict[Format, tuple[int, bytes]] = {
     "tar.gz": (0, b"\x1f\x8b"),
     "tar.zst": (0, b"\x28\xb5\x2f\xfd"),
 }
-# e_machine of the ELF header (System V ABI): offset 18, little endian on both.
+# e_machine of the ELF header (System V ABI): offset 18, little endian on both architectures.
 _ELF_MACHINES = {"amd64": 62, "arm64": 183}
 
 
 def problem(path: Path, expected: Format, arch: str) -> str | None:
-    """Why the file can't be a `expected` for `arch`, or None."""
+    """Return why the file cannot have the expected format and architecture, or None. Raises OSError."""
     with path.open("rb") as file:
         head = file.read(512)
     if expected == "yaml":
-        return None if _is_text(head) else "its format is not yaml: no text"
+        # The end of `head` may be inside a multi-byte character.
+        is_text = b"\x00" not in head and head.decode("utf-8", errors="ignore").strip()
+        return None if is_text else "its format is not yaml: it is not text"
     offset, magic = _MAGIC[expected]
     if head[offset : offset + len(magic)] != magic:
         return f"its format is not {expected}"
@@ -31,8 +33,3 @@ def problem(path: Path, expected: Format, arch: str) -> str | None:
     if expected == "elf" and arch in _ELF_MACHINES and machine != _ELF_MACHINES[arch]:
         return f"it is a program for another architecture (ELF machine {machine}, {arch} is {_ELF_MACHINES[arch]})"
     return None
-
-
-def _is_text(head: bytes) -> bool:
-    # A multi-byte character may be cut at the end of what was read.
-    return b"\x00" not in head and head.decode("utf-8", errors="ignore").strip() != ""

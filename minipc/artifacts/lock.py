@@ -1,31 +1,33 @@
-"""`artifacts.lock`: the sha256 of every upstream file that was ever verified. A hash in it is enforced."""
+"""`artifacts.lock`: the SHA-256 of every upstream file that was ever verified. A hash in it is enforced."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from minipc.artifacts.catalogue import FileArch, Item, Line, Name, Sha256, Strict, Url, Version, parse_toml, validated
-from minipc.artifacts.files import exclusive, write_atomically
-from minipc.errors import ConfigError, RefusedError
+from minipc.artifacts.catalogue import FileArch, Line, Name, Pin, Sha256, Url, Version, parse_toml
+from minipc.core import files
+from minipc.core.errors import ConfigError, RefusedError
+from minipc.core.strict import Strict, validate
 
 _HEADER = """\
 # Hashes of upstream files, enforced. Written by `minipc artifacts fetch` and `minipc artifacts lock`; commit it.
 # `source` says where a hash came from. A file put in by hand (`minipc artifacts add`) is never in here.
 schema = 1
 """
-_NEXT = "restore it from git"
+_WAIT_S = 60.0
+
+Key = tuple[str, str, str]
 
 
 class Locked(Strict):
     """The hash of one file.
 
     Attributes:
-        url: the publisher's address when it was locked; None where the file is made by hand.
+        url: the publisher's address when the hash was locked; None if no publisher offers the file.
         source: where the hash came from, for the reviewer of a change.
     """
 
@@ -37,8 +39,8 @@ class Locked(Strict):
     source: Line
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """What a hash is locked for."""
+    def key(self) -> Key:
+        """Name, architecture and version."""
         return self.name, self.arch, self.version
 
 
@@ -48,77 +50,70 @@ class _Document(Strict):
 
 
 class Lock:
-    """The lock file at `path`; read anew on each question, so several processes may share it."""
+    """The lock file at `path`. It is read again for each question, so several processes may share it.
+
+    Args:
+        guard: lock file that serialises writers.
+    """
 
     def __init__(self, path: Path, guard: Path) -> None:
         self.path = path
         self._guard = guard
 
-    def entries(self) -> dict[tuple[str, str, str], Locked]:
-        """All hashes; none when there is no lock file yet.
+    def entries(self) -> dict[Key, Locked]:
+        """Return all hashes; none if there is no lock file yet.
 
         Raises:
-            ConfigError: the file is not a lock file, or gives two hashes for one file.
+            ConfigError: it is not a lock file, or it states two hashes for one file.
         """
         if not self.path.exists():
             return {}
-        document = parse_toml(self.path, _Document, _NEXT)
-        entries: dict[tuple[str, str, str], Locked] = {}
+        document = parse_toml(self.path, _Document, "restore it from git")
+        entries: dict[Key, Locked] = {}
         for entry in document.artifact:
             if entry.key in entries:
-                raise ConfigError(f"{self.path.name}: two entries for {' '.join(entry.key)}", _NEXT)
+                raise ConfigError(f"{self.path.name}: two entries for {' '.join(entry.key)}", "restore it from git")
             entries[entry.key] = entry
         return entries
 
-    def find(self, item: Item) -> Locked | None:
-        """The hash of a file at the version it is pinned to."""
-        return self.entries().get((item.name, item.arch, item.version))
+    def find(self, pin: Pin) -> Locked | None:
+        """Return the hash of a pin, or None."""
+        return self.entries().get((pin.name, pin.arch, pin.version))
 
-    def record(self, item: Item, sha256: str, source: str) -> bool:
-        """Locks a hash; True when the file was written, False when it was locked already.
+    def record(self, pin: Pin, sha256: str, source: str) -> bool:
+        """Lock a hash. Return whether the file was written: False if the same hash was locked already.
 
         Raises:
             RefusedError: another hash is locked for the same version.
-            ConfigError: this is no sha256, or the lock file can't be written.
+            ConfigError: this is not a SHA-256, or the lock file cannot be written.
         """
-        with exclusive(self._guard):
+        values = {"name": pin.name, "version": pin.version, "arch": pin.arch, "url": pin.url}
+        new = validate(Locked, values | {"sha256": sha256, "source": source}, self.path.name, "copy the hash again")
+        with files.lock(self._guard, _WAIT_S):
             entries = self.entries()
-            new = validated(
-                self.path,
-                Locked,
-                {
-                    "name": item.name,
-                    "version": item.version,
-                    "arch": item.arch,
-                    "url": item.url,
-                    "sha256": sha256,
-                    "source": source,
-                },
-                "copy the hash again",
-            )
-            old = entries.get(new.key)
-            if old is not None:
-                if old.sha256 == sha256:
-                    return False
+            old = entries.setdefault(new.key, new)
+            if old.sha256 != sha256:
                 raise RefusedError(
-                    f"{self.path.name} holds {old.sha256} for {item}, not {sha256} ({source})",
-                    "find out why the publisher's file changed; to accept it, remove the old entry by hand first",
+                    f"{self.path.name} contains {old.sha256} for {pin}, not {sha256} ({source})",
+                    "find out why the publisher's file changed; to accept it, remove the old entry from the file first",
                 )
+            if old is not new:
+                return False
             try:
-                write_atomically(self.path, rendered([*entries.values(), new]).encode(), mode=0o644)
+                files.write_atomic(self.path, rendered(list(entries.values())).encode(), mode=0o644)
             except OSError as error:
                 raise ConfigError(
-                    f"{self.path} can't be written: {os.strerror(error.errno or 0)}",
+                    f"{self.path} cannot be written: {error.strerror}",
                     "run as a user who may write the repository, or lock the hash there",
                 ) from error
-            return True
+        return True
 
 
 def rendered(entries: list[Locked]) -> str:
-    """The lock file's text; the order of the entries doesn't matter."""
+    """Return the text of the lock file; the order of the entries does not matter."""
     blocks = [_HEADER]
     for entry in sorted(entries, key=lambda entry: entry.key):
-        # A JSON string is a TOML basic string; control characters can't be in any of the values.
+        # A JSON string is a TOML basic string; none of the values can contain control characters.
         pairs = [
             f"{key} = {json.dumps(value, ensure_ascii=False)}"
             for key, value in entry.model_dump(exclude_none=True).items()

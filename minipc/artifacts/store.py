@@ -1,50 +1,70 @@
-"""The way to an upstream file: the pin, the locked hash, the cache, the publisher; or a file put in by hand."""
+"""Find an upstream file: in the cache under its locked hash, from its publisher, or a local file.
+
+The cache on the controller:
+    sha256/HASH      verified files, named by their content
+    local.json       local files, added with `minipc artifacts add` (`origin: local`)
+    partial/HASH     unfinished downloads, resumed by the next run
+    locks/           lock files
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from minipc.artifacts import formats
-from minipc.artifacts.cache import Cache, Local
-from minipc.artifacts.catalogue import FileArch, Item, Mirrors, load_catalogue, safe_url
+from pydantic import Field
+
+from minipc.artifacts import formats, image_set
+from minipc.artifacts.catalogue import (
+    FileArch,
+    Filename,
+    Mirrors,
+    Name,
+    Pin,
+    Sha256,
+    Version,
+    load_catalogue,
+    safe_url,
+)
 from minipc.artifacts.checksums import published_hash
 from minipc.artifacts.errors import HashMismatchError, UnobtainableError
-from minipc.artifacts.files import sha256_of
 from minipc.artifacts.lock import Lock
-from minipc.artifacts.meter import Meter, meter
-from minipc.errors import ConfigError, MinipcError
+from minipc.core import files
+from minipc.core.errors import ConfigError, MinipcError
+from minipc.core.process import say
+from minipc.core.strict import Strict, validate
 
 if TYPE_CHECKING:
     from minipc.artifacts.download import Downloader
 
 MIRROR_VARIABLE = "MINIPC_ARTIFACTS_MIRROR"
 OFFLINE_VARIABLE = "MINIPC_ARTIFACTS_OFFLINE"
+_WAIT_S = 2 * 3600.0  # for another process's download, which may take an hour
 
 Origin = Literal["locked", "local", "missing"]
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """What there is of an upstream file on this controller.
+    """An upstream file on this controller.
 
     Attributes:
-        name, arch: what was asked for; `arch` is `all` where one file serves every architecture.
-        origin: `locked` (its hash is in artifacts.lock), `local` (put in by hand; every report says so)
+        name, arch: the requested file; `arch` is `all` if one file serves every architecture.
+        origin: `locked` (it has the hash in artifacts.lock), `local` (a local file; every report says so)
             or `missing` (what needs it is NOT EXERCISED).
         pinned_version: the version in artifacts.toml.
-        version: the version exercised; another than the pin only when `local`; None when missing.
-        path: the file, hashed just now; None when missing.
-        sha256: of the file; None when missing.
-        filename: its name with the publisher, or when it was put in by hand.
+        version: the version used; differs from the pin only if `local`; None if missing.
+        path: the file, whose hash was just verified; None if missing.
+        sha256: None if missing.
+        filename: its name at the publisher, or the name of the local file.
         why_missing: one line; None unless missing.
     """
 
@@ -68,12 +88,12 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Status:
-    """A row of `minipc artifacts list`. Nothing is hashed for it.
+    """A row of `minipc artifacts list`; no hash is computed for it.
 
     Attributes:
         version: the version that would be used.
-        locked: whether artifacts.lock holds a hash for the pin.
-        cached: whether a file that would be used is there.
+        locked: whether artifacts.lock contains a hash for the pin.
+        cached: whether a file that would be used is in the cache.
     """
 
     name: str
@@ -86,20 +106,38 @@ class Status:
     origin: Origin
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+class Local(Strict):
+    """A local file, added with `minipc artifacts add`.
+
+    Attributes:
+        version: its version according to the operator; reports show it next to the pin.
+        filename: its name when it was put in.
+        added: when, UTC, ISO 8601.
+    """
+
+    origin: Literal["local"] = "local"
+    name: Name
+    arch: FileArch
+    version: Version
+    sha256: Sha256
+    filename: Filename
+    added: str
+
+
+class _Locals(Strict):
+    schema_: Literal[1] = Field(1, alias="schema", serialization_alias="schema")
+    artifacts: list[Local] = Field(default_factory=list)
 
 
 class Store:
-    """Everything about upstream files in one place.
+    """The pins, the lock file and the cache; safe for several threads and processes.
 
     Args:
         catalogue: artifacts.toml.
         lock: artifacts.lock.
-        cache: root of the cache.
-        downloader: makes what fetches; asked only when something must be fetched.
-        say: takes one line for the operator.
-        meter: makes a progress meter from a label.
+        cache: root of the cache, created if missing.
+        downloader: makes the downloader when something must be downloaded; None: a patient one.
+        say: prints one line for the operator.
 
     Raises:
         ConfigError: artifacts.toml or the mirror is not valid.
@@ -111,248 +149,308 @@ class Store:
         catalogue: Path,
         lock: Path,
         cache: Path,
-        downloader: Callable[[], Downloader],
-        say: Callable[[str], None] = _to_stderr,
-        meter: Callable[[str], AbstractContextManager[Meter]] = meter,
+        downloader: Callable[[], Downloader] | None = None,
+        say: Callable[[str], None] = say,
     ) -> None:
         self.catalogue = load_catalogue(catalogue)
-        self.cache = Cache(cache)
-        self.lock = Lock(lock, guard=self.cache.locks / "artifacts.lock")
+        self.objects, self.partial, self._locks = (cache / name for name in ("sha256", "partial", "locks"))
+        for directory in (self.objects, self.partial, self._locks):
+            directory.mkdir(parents=True, exist_ok=True)
+        self.lock = Lock(lock, guard=self._locks / "artifacts.lock")
+        self._local_file = cache / "local.json"
         self._mirrors = _mirrors(self.catalogue.mirrors)
-        self._downloader = downloader
+        self._new_downloader = downloader
+        self._known_downloader: Downloader | None = None
         self._say = say
-        self._meter = meter
 
     def resolve(self, name: str, arch: str, *, fetch: bool = True) -> Artifact:
-        """The file to use now; fetched when it isn't in the cache.
+        """Return the file to use now; download it if it is not in the cache.
 
-        A file put in by hand wins over the pin until `minipc artifacts forget`. What can't be had is not an
-        error: the answer's origin is `missing` and says why.
+        A local file is used instead of the pin until `minipc artifacts forget`. A file that cannot be
+        obtained is not an error: the result has the origin `missing` and says why.
 
         Args:
             name: as in artifacts.toml.
             arch: `amd64` or `arm64`.
-            fetch: whether the network may be used; never when MINIPC_ARTIFACTS_OFFLINE is set.
+            fetch: whether the network may be used; never if MINIPC_ARTIFACTS_OFFLINE is set.
 
         Raises:
-            ConfigError: no such artifact or architecture, or a broken list, lock or record.
-            HashMismatchError: a file is not what was promised.
+            ConfigError: there is no such artifact or architecture, or a file of ours is not valid.
+            HashMismatchError: a file does not have the expected hash.
         """
-        item = self.catalogue.item(name, arch)
-        found = self._present(item)
-        if found:
-            return found
+        pin = self.catalogue.find(name, arch)
+        local = self._local_in_use(pin)
+        if local:
+            return self._found(pin, "local", self.path(local.sha256), local.version, local.filename)
         try:
-            if os.environ.get(OFFLINE_VARIABLE):
-                raise UnobtainableError(f"not in the cache, and {OFFLINE_VARIABLE} is set")
-            if not fetch:
-                raise UnobtainableError("not in the cache")
-            with self.cache.working_on(item):
-                # Whoever held the lock may have fetched it.
-                return self._present(item) or self._fetch(item)
+            return self._found(pin, "locked", self.fetch(pin, network=fetch), pin.version, pin.filename)
         except UnobtainableError as error:
-            return Artifact(
-                name=item.name,
-                arch=item.arch,
-                origin="missing",
-                pinned_version=item.version,
-                filename=item.filename,
-                why_missing=error.what,
-            )
+            return Artifact(pin.name, pin.arch, "missing", pin.version, pin.filename, why_missing=error.what)
+
+    def fetch(self, pin: Pin, *, network: bool = True) -> Path:
+        """Return the verified file of a pin; download it if it is not in the cache.
+
+        Raises:
+            UnobtainableError: it is not in the cache and cannot be downloaded.
+            HashMismatchError: the file does not have the expected hash.
+        """
+        if path := self._cached(pin):
+            return path
+        if os.environ.get(OFFLINE_VARIABLE):
+            raise UnobtainableError(f"not in the cache, and {OFFLINE_VARIABLE} is set")
+        if not network:
+            raise UnobtainableError("not in the cache")
+        with files.lock(self._locks / f"{pin.name}_{pin.version}_{pin.arch}", _WAIT_S):
+            # Another process may have fetched it while this one waited.
+            return self._cached(pin) or self._download(pin)
+
+    def path(self, sha256: str) -> Path:
+        """Return where the file with this hash is or would be in the cache."""
+        return self.objects / sha256
+
+    def place(self, temporary: Path, sha256: str) -> Path:
+        """Move a file, whose hash the caller verified, into the cache. Raises OSError."""
+        temporary.chmod(0o444)
+        files.move_into_place(temporary, self.path(sha256))
+        return self.path(sha256)
 
     def add(self, name: str, file: Path, arch: str, version: str | None = None) -> Artifact:
-        """Puts a file in by hand. It counts as the pin when it has the locked hash, as `local` otherwise.
+        """Add a local file to the cache. It counts as the pin if it has the locked hash, else as `local`.
 
         Args:
-            version: what it is; `local-` and the begin of its hash when not given.
+            version: its version; default: `local-` and the beginning of its hash.
 
         Raises:
-            ConfigError: no such artifact or architecture, or a version that can't be recorded.
-            MinipcError: the file can't be read or is of another kind than the pinned one.
+            ConfigError: there is no such artifact or architecture, or the version cannot be recorded.
+            MinipcError: the file cannot be read, or is of another kind than the pinned one.
         """
-        item = self.catalogue.item(name, arch)
+        pin = self.catalogue.find(name, arch)
         try:
-            problem = formats.problem(file, item.format, item.arch)
-            if problem:
-                raise MinipcError(
-                    f"{file} can't stand for {item}: {problem}",
-                    "give a file of the same kind as the pinned one",
-                )
-            sha256 = self._take_in(file)
+            if problem := formats.problem(file, pin.format, pin.arch):
+                raise MinipcError(f"{file} cannot replace {pin}: {problem}", "give a file of the same kind as the pin")
+            with tempfile.TemporaryDirectory(dir=self.partial) as scratch:
+                copy = Path(scratch) / "file"
+                shutil.copyfile(file, copy)
+                sha256 = files.sha256_of(copy)  # of the copy: the original could change meanwhile
+                self.place(copy, sha256)
         except OSError as error:
-            raise MinipcError(f"{file} can't be put into the cache: {error.strerror}", "check it") from error
-        locked = self.lock.find(item)
+            raise MinipcError(f"{file} cannot be put into the cache: {error.strerror}", "check the file") from error
+        locked = self.lock.find(pin)
         if locked and locked.sha256 == sha256:
-            self.cache.forget_local(item)
+            self._replace_local(pin, None)
         else:
-            self.cache.record_local(item, version or f"local-{sha256[:12]}", sha256, file.name)
+            self.record_local(pin, version or f"local-{sha256[:12]}", sha256, file.name)
         return self.resolve(name, arch, fetch=False)
 
+    def record_local(self, pin: Pin, version: str, sha256: str, filename: str) -> None:
+        """Record a file in the cache as local; replace an earlier one. Raise ConfigError if it cannot be recorded."""
+        values = {"name": pin.name, "arch": pin.arch, "version": version, "sha256": sha256, "filename": filename}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        record = validate(Local, values | {"added": now}, self._local_file.name, "give another --version")
+        self._replace_local(pin, record)
+
     def forget(self, name: str, arch: str) -> Local | None:
-        """Stops using a file put in by hand; returns what was forgotten."""
-        item = self.catalogue.item(name, arch)
-        record = self.cache.local(item)
+        """Stop using a local file; return its record. The file stays in the cache."""
+        pin = self.catalogue.find(name, arch)
+        record = self._local(pin)
         if record:
-            self.cache.forget_local(item)
+            self._replace_local(pin, None)
         return record
 
     def lock_hash(self, name: str, arch: str, sha256: str) -> bool:
-        """Locks a hash that the operator vouches for; False when it was locked already.
+        """Lock a hash that the operator vouches for; return False if it was locked already.
 
         Raises:
-            ConfigError: no such artifact or architecture.
+            ConfigError: there is no such artifact or architecture.
             RefusedError: another hash is locked for this version.
         """
-        item = self.catalogue.item(name, arch)
-        return self.lock.record(item, sha256, "given by hand: minipc artifacts lock")
+        return self.lock.record(self.catalogue.find(name, arch), sha256, "given by hand: minipc artifacts lock")
 
-    def lock_published(self, item: Item) -> bool:
-        """Locks the hash in the publisher's checksum file, without fetching the file itself.
+    def lock_published(self, pin: Pin) -> bool:
+        """Lock the hash in the publisher's checksum file; the file itself is not downloaded.
 
         Raises:
-            UnobtainableError: there is no such file, or it can't be had.
+            UnobtainableError: there is no checksum file, or it cannot be downloaded.
             RefusedError: another hash is locked for this version.
         """
-        sha256, source = self._published(item)
-        return self.lock.record(item, sha256, source)
+        return self.lock.record(pin, *self._published(pin))
+
+    def unlocked(self) -> list[Pin]:
+        """Return the pins whose hash neither the lock nor a publisher states, so that a person must accept it once."""
+        return [
+            pin
+            for pin in self.catalogue.pins
+            if not pin.checksums and not self.lock.find(pin) and not self._local_in_use(pin)
+        ]
+
+    def download_once(self, pin: Pin) -> Path:
+        """Download an unlocked file from its publisher, and return it; nothing uses it before `accept`.
+
+        Raises:
+            UnobtainableError: it cannot be downloaded.
+        """
+        partial = self.partial / f"{pin.name}-{pin.arch}"
+        partial.unlink(missing_ok=True)
+        if pin.url:
+            self._downloader.file(pin.url, partial, str(pin))
+        else:
+            self._save_images(pin, partial)
+        return partial
+
+    def _save_images(self, pin: Pin, target: Path) -> None:
+        """Save the images that another artifact names.
+
+        Raises:
+            UnobtainableError: that artifact is missing or local, or an image cannot be pulled.
+        """
+        named_by = self.resolve(pin.images_of or "", pin.arch)
+        if named_by.path is None:
+            raise UnobtainableError(f"{pin.images_of}, which names its images, is missing: {named_by.why_missing}")
+        if named_by.origin == "local":
+            raise UnobtainableError(
+                f"{named_by}: its images may be others than those of the pin; "
+                f"save them yourself, then `minipc artifacts add {pin.name}`"
+            )
+        image_set.save(image_set.named_in(named_by.path.read_text(encoding="utf-8")), pin.arch, target)
+
+    def accept(self, pin: Pin, file: Path) -> None:
+        """Lock the hash of a file from `download_once`, which a person has accepted, and keep the file.
+
+        Raises:
+            RefusedError: another hash is locked for this version.
+        """
+        sha256 = files.sha256_of(file)
+        self.lock.record(pin, sha256, f"downloaded once from {pin.publisher}, accepted by a person")
+        self.place(file, sha256)
 
     def status(self) -> list[Status]:
-        """All files, in the order of artifacts.toml."""
-        return [self._status(item) for item in self.catalogue.items]
+        """Return the state of all pins, in the order of artifacts.toml."""
+        return [self._status(pin) for pin in self.catalogue.pins]
 
-    def _status(self, item: Item) -> Status:
-        locked, local = self.lock.find(item), self._usable_local(item)
-        cached = bool(local) or bool(locked and self.cache.holds(locked.sha256))
+    def _status(self, pin: Pin) -> Status:
+        locked, local = self.lock.find(pin), self._local_in_use(pin)
+        cached = bool(local) or bool(locked and self.path(locked.sha256).is_file())
         return Status(
-            name=item.name,
-            arch=item.arch,
-            component=item.component,
-            pinned_version=item.version,
-            version=local.version if local else item.version,
+            name=pin.name,
+            arch=pin.arch,
+            component=pin.component,
+            pinned_version=pin.version,
+            version=local.version if local else pin.version,
             locked=locked is not None,
             cached=cached,
             origin="local" if local else "locked" if cached else "missing",
         )
 
-    def _usable_local(self, item: Item) -> Local | None:
-        local, locked = self.cache.local(item), self.lock.find(item)
-        if local is None or (locked and locked.sha256 == local.sha256) or not self.cache.holds(local.sha256):
+    def _found(self, pin: Pin, origin: Origin, path: Path, version: str, filename: str) -> Artifact:
+        self._verify(path, pin)
+        return Artifact(pin.name, pin.arch, origin, pin.version, filename, path, version, path.name)
+
+    def _cached(self, pin: Pin) -> Path | None:
+        locked = self.lock.find(pin)
+        return self.path(locked.sha256) if locked and self.path(locked.sha256).is_file() else None
+
+    def _verify(self, path: Path, pin: Pin) -> None:
+        actual = files.sha256_of(path)
+        if actual != path.name:
+            raise HashMismatchError(
+                f"{pin}: the cached file {path} was changed: its sha256 is {actual}",
+                f"find out who changed it; `rm {path}`, then fetch or add it again",
+            )
+
+    def _download(self, pin: Pin) -> Path:
+        locked = self.lock.find(pin)
+        sha256, source = (locked.sha256, self.lock.path.name) if locked else self._published(pin)
+        url, partial = self._mirrors.apply(pin.url) if pin.url else pin.publisher, self.partial / sha256
+        try:
+            for _ in range(2):
+                resumed = bool(pin.url) and self._downloader.file(url, partial, str(pin))
+                if not pin.url:
+                    self._save_images(pin, partial)
+                actual = files.sha256_of(partial)
+                if actual != sha256:
+                    partial.unlink()
+                if actual == sha256 or not resumed:  # else the resumed part may be wrong: download the whole file
+                    break
+            if actual != sha256:
+                raise HashMismatchError(
+                    f"{pin}: the file from {url} has sha256 {actual}, {source} says {sha256}; it was not kept",
+                    "do not use this file; fetch it again later, and compare with the publisher's announcement",
+                )
+            path = self.place(partial, sha256)
+        except OSError as error:
+            raise MinipcError(
+                f"{pin} cannot be stored in {self.objects.parent}: {error.strerror}",
+                "free some space, then fetch again",
+            ) from error
+        if self.lock.record(pin, sha256, source):
+            self._say(f"{pin}: first download, verified; {self.lock.path.name} now contains {sha256} ({source})")
+        return path
+
+    @property
+    def _downloader(self) -> Downloader:
+        if self._known_downloader is None:
+            # Here, because httpx takes 90 ms to import and a converge with a full cache downloads nothing.
+            from minipc.artifacts.download import Downloader  # noqa: PLC0415
+
+            self._known_downloader = (self._new_downloader or Downloader)()
+        return self._known_downloader
+
+    def _published(self, pin: Pin) -> tuple[str, str]:
+        """Return the publisher's own hash and its address; always from the publisher, never from a mirror."""
+        if pin.checksums is None:
+            raise UnobtainableError(
+                "no hash is locked and the publisher has no checksum file; "
+                f"accept the file once (`minipc artifacts fetch {pin.name}` on a terminal), "
+                f"or compare the hash yourself, then `minipc artifacts lock {pin.name} --sha256 …`"
+            )
+        try:
+            return published_hash(self._downloader.text(pin.checksums), pin.filename), pin.checksums
+        except ValueError as error:
+            raise UnobtainableError(f"no hash is locked, and {pin.checksums}: {error}") from None
+        except UnobtainableError as error:
+            raise UnobtainableError(
+                f"no hash is locked, and the publisher's checksum file cannot be downloaded: {error.what}"
+            ) from error
+
+    def _locals(self) -> list[Local]:
+        next_step = "remove it, then `minipc artifacts add` the files again"
+        try:
+            values = json.loads(self._local_file.read_bytes())
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            raise ConfigError(f"{self._local_file} is not valid JSON: {error}", next_step) from None
+        return validate(_Locals, values, self._local_file.name, next_step).artifacts
+
+    def _local(self, pin: Pin) -> Local | None:
+        return next((each for each in self._locals() if (each.name, each.arch) == (pin.name, pin.arch)), None)
+
+    def _local_in_use(self, pin: Pin) -> Local | None:
+        local, locked = self._local(pin), self.lock.find(pin)
+        if local is None or (locked and locked.sha256 == local.sha256) or not self.path(local.sha256).is_file():
             return None
         return local
 
-    def _present(self, item: Item) -> Artifact | None:
-        local = self._usable_local(item)
-        if local:
-            path = self.cache.verified(local.sha256, str(item))
-            return Artifact(
-                name=item.name,
-                arch=item.arch,
-                origin="local",
-                pinned_version=item.version,
-                filename=local.filename,
-                path=path,
-                version=local.version,
-                sha256=local.sha256,
-            )
-        locked = self.lock.find(item)
-        path = self.cache.verified(locked.sha256, str(item)) if locked else None
-        return self._as_locked(item, path, locked.sha256) if locked and path else None
-
-    def _as_locked(self, item: Item, path: Path, sha256: str) -> Artifact:
-        return Artifact(
-            name=item.name,
-            arch=item.arch,
-            origin="locked",
-            pinned_version=item.version,
-            filename=item.filename,
-            path=path,
-            version=item.version,
-            sha256=sha256,
-        )
-
-    def _fetch(self, item: Item) -> Artifact:
-        locked = self.lock.find(item)
-        if item.url is None:
-            raise UnobtainableError(f"no publisher has it; {item.how}, then `minipc artifacts add {item.name}`")
-        if locked:
-            sha256, source = locked.sha256, self.lock.path.name
-        else:
-            sha256, source = self._published(item)
-        path = self.cache.verified(sha256, str(item)) or self._download(item, item.url, sha256, source)
-        if locked is None and self.lock.record(item, sha256, source):
-            self._say(f"{item}: first fetch, verified; {self.lock.path.name} now holds {sha256} ({source})")
-        return self._as_locked(item, path, sha256)
-
-    def _published(self, item: Item) -> tuple[str, str]:
-        """The publisher's own hash and where it says so; from the publisher, never from a mirror."""
-        if item.checksums is None:
-            raise UnobtainableError(
-                "no hash is locked and the publisher has no checksum file; "
-                f"compare it yourself, then `minipc artifacts lock {item.name} --sha256 …`"
-            )
-        try:
-            return published_hash(self._downloader().text(item.checksums), item.filename), item.checksums
-        except ValueError as error:
-            raise UnobtainableError(f"no hash is locked, and {item.checksums}: {error}") from None
-        except UnobtainableError as error:
-            raise UnobtainableError(
-                f"no hash is locked, and the publisher's checksum file can't be had: {error.what}"
-            ) from error
-
-    def _download(self, item: Item, url: str, sha256: str, source: str) -> Path:
-        partial = self.cache.partial(item)
-        try:
-            resumed = self._into(partial, item, url)
-            if sha256_of(partial) != sha256 and resumed:
-                # The begin may have been damaged here: that would not be the publisher's fault.
-                self._downloader().discard(partial)
-                self._into(partial, item, url)
-            actual = sha256_of(partial)
-            if actual != sha256:
-                self._downloader().discard(partial)
-                raise HashMismatchError(
-                    f"{item}: what came from {self._mirrors.apply(url)} has sha256 {actual}, "
-                    f"{source} says {sha256}; it was not kept",
-                    "don't use this file; fetch it again later, and compare with the publisher's announcement",
-                )
-            path = self.cache.place(partial, sha256)
-        except OSError as error:
-            raise MinipcError(
-                f"{item} can't be stored below {self.cache.root}: {error.strerror}", "make room, then fetch again"
-            ) from error
-        self._downloader().discard(partial)
-        return path
-
-    def _into(self, partial: Path, item: Item, url: str) -> bool:
-        with self._meter(str(item)) as progress:
-            return self._downloader().file(self._mirrors.apply(url), partial, progress)
-
-    def _take_in(self, file: Path) -> str:
-        descriptor, name = tempfile.mkstemp(prefix="add-", dir=self.cache.partials)
-        os.close(descriptor)
-        temporary = Path(name)
-        try:
-            shutil.copyfile(file, temporary)
-            # Of the copy: the original could change in between.
-            sha256 = sha256_of(temporary)
-            self.cache.place(temporary, sha256)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return sha256
+    def _replace_local(self, pin: Pin, record: Local | None) -> None:
+        with files.lock(self._locks / "local.json", 60.0):
+            others = [each for each in self._locals() if (each.name, each.arch) != (pin.name, pin.arch)]
+            records = sorted([*others, *([record] if record else [])], key=lambda each: (each.name, each.arch))
+            text = _Locals(schema=1, artifacts=records).model_dump_json(by_alias=True, indent=2)
+            files.write_atomic(self._local_file, f"{text}\n".encode())
 
 
 def own_arch() -> str:
-    """This machine's architecture in Debian's words."""
+    """Return this computer's architecture as Debian names it."""
     machine = platform.machine()
     return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
 
 
 def _mirrors(configured: Mirrors) -> Mirrors:
-    everywhere = os.environ.get(MIRROR_VARIABLE)
-    if not everywhere:
+    mirror = os.environ.get(MIRROR_VARIABLE)
+    if not mirror:
         return configured
     try:
-        return Mirrors(all=safe_url(everywhere))
+        return Mirrors(all=safe_url(mirror))
     except ValueError as error:
-        # Not shown: it may hold a password.
+        # The value is not shown: it may contain a password.
         raise ConfigError(f"{MIRROR_VARIABLE} is not {error}", "correct or unset it") from None

@@ -1,4 +1,1 @@
-"""The break-glass bundle: one sealed file, kept off the box, with everything a rebuild needs besides a clean clone.
-
-minipc bundle create FILE     minipc bundle open FILE     minipc bundle check
-"""
+"""The break-glass bundle: one sealed file with everything that a rebuild needs in addition to a clean clone."""

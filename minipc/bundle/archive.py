@@ -1,6 +1,6 @@
-"""The inside of a bundle: a tar with a manifest first, then the files that it names and nothing else.
+"""Pack and unpack the tar in a bundle: a manifest, then exactly the files that it names.
 
-A tar, so that `age -d` and `tar` open a bundle where there is no minipc. Sealing is `minipc.secrets.sealed`'s concern.
+It is a tar so that `age -d` and `tar` open a bundle without minipc. `minipc.secrets.sealed` seals it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, Field, ValidationError
 
-from minipc.errors import MinipcError
+from minipc.core.errors import MinipcError
+from minipc.core.strict import Strict
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -26,13 +27,15 @@ MAX_BYTES = 32 << 20
 
 Role = Literal["repository", "secrets", "age-key", "ssh-key", "pins"]
 _SAFE_PATH = re.compile(r"[A-Za-z0-9._@+ -]+(/[A-Za-z0-9._@+ -]+)*")
-_REPOSITORY_FOLDERS = {"inventory", "group_data", "secrets"}
+PINS = ("pins.json", "allowed_signers", "approved.json")
+"""Files with what a person has pinned: machines, signers, commits."""
+_REPOSITORY_FOLDERS = {"inventory", "group_data", "secrets", "services"}
 _REPOSITORY_FILES = {"artifacts.lock"}
-_DAMAGED = "take another copy, or make a new bundle where everything still is"
+_DAMAGED = "use another copy, or create a new bundle on the computer that still has everything"
 
 
 class BundleError(MinipcError):
-    """The bundle can't be made, opened or trusted."""
+    """A bundle cannot be created, opened or trusted."""
 
 
 def _safe(path: str) -> str:
@@ -45,18 +48,14 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SafePath = Annotated[str, AfterValidator(_safe)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Entry(_Strict):
+class Entry(Strict):
     """One file.
 
     Attributes:
         path: name in the tar.
-        role: what it is for, which decides where it goes.
-        target: where it goes, relative to what the role says: the checkout, the home or the state directory.
+        role: purpose, which decides where it may be written.
         base: what `target` is relative to.
+        target: path to write it to.
         size: bytes.
     """
 
@@ -68,23 +67,23 @@ class Entry(_Strict):
     size: Annotated[int, Field(ge=0, le=MAX_BYTES)]
 
 
-class Fingerprints(_Strict):
-    """Keyed hashes of what went in: they tell whether something changed since, and help nobody to guess a value.
+class Fingerprints(Strict):
+    """Keyed hashes of the content. They show what changed since, and do not help to guess a value.
 
     Attributes:
-        key: random, hex; made anew for each bundle.
-        items: what it is ("secret NAME", "file PATH") -> HMAC-SHA-256, hex.
+        key: random for each bundle, hex.
+        items: description ("secret NAME", "file PATH") -> HMAC-SHA-256, hex.
     """
 
     key: Sha256
     items: dict[str, Sha256]
 
 
-class Origin(_Strict):
-    """Where the bundle came from.
+class Origin(Strict):
+    """The repository that the bundle was made in.
 
     Attributes:
-        remote: address of the git remote, without credentials; empty when there is none.
+        remote: address of the git remote, without credentials; empty if there is none.
         commit: 40 hex digits, or "unknown".
     """
 
@@ -92,14 +91,14 @@ class Origin(_Strict):
     commit: str
 
 
-class Manifest(_Strict):
-    """What is inside.
+class Manifest(Strict):
+    """Description of the content.
 
     Attributes:
-        created: moment, UTC.
+        created: UTC.
         environment: `production` or `lab`.
-        backend: where the secrets were kept; inside they are always an age file.
-        gaps: what a rebuild may need and the bundle does not have, for people.
+        backend: where the secrets were kept; in the bundle they are always an age file.
+        gaps: what a rebuild may need and the bundle does not contain, for people.
     """
 
     format: Literal[1]
@@ -114,19 +113,19 @@ class Manifest(_Strict):
 
 @dataclass(frozen=True, repr=False)
 class Payload:
-    """A manifest and the files it names; no repr, because keys are among them."""
+    """A manifest and the files it names; no repr, because there are keys among them."""
 
     manifest: Manifest
     files: Mapping[str, bytes]
 
 
 def pack(payload: Payload) -> bytes:
-    """The tar. Raises BundleError when it is larger than MAX_BYTES."""
+    """Return the tar. Raises BundleError if it is larger than MAX_BYTES."""
     manifest = payload.manifest.model_dump_json(indent=2).encode() + b"\n"
     members = {MANIFEST: manifest, README: _readme(payload.manifest)} | dict(payload.files)
     if sum(map(len, members.values())) > MAX_BYTES:
         raise BundleError(
-            f"more than {MAX_BYTES >> 20} MB in a bundle", "keep large files out of inventory/ and secrets/"
+            f"the bundle would be larger than {MAX_BYTES >> 20} MB", "remove large files from inventory/ and secrets/"
         )
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -140,29 +139,29 @@ def pack(payload: Payload) -> bytes:
 
 
 def unpack(content: bytes) -> Payload:
-    """The payload, once every file is what the manifest says.
+    """Return the payload after checking every file against the manifest.
 
     Raises:
-        BundleError: not a tar, not whole, of a format this version doesn't know, or with anything in it that the
-            manifest doesn't name: links, devices, paths that lead elsewhere, files twice.
+        BundleError: it is not a complete tar, has an unknown format, or contains anything that the manifest does not
+            name or that may not be written to its target: links, devices, duplicates, other paths.
     """
     members = _members(content)
     raw = members.pop(MANIFEST, None)
     members.pop(README, None)
     if raw is None:
-        raise BundleError(f"there is no {MANIFEST} in the bundle", _DAMAGED)
+        raise BundleError(f"the bundle contains no {MANIFEST}", _DAMAGED)
     manifest = _manifest(raw)
     paths = [entry.path for entry in manifest.entries]
     if sorted(paths) != sorted(members):
-        raise BundleError(f"the bundle does not hold exactly what its {MANIFEST} names", _DAMAGED)
+        raise BundleError(f"the bundle does not contain exactly the files that its {MANIFEST} names", _DAMAGED)
     for entry in manifest.entries:
         found = members[entry.path]
         if len(found) != entry.size or hashlib.sha256(found).hexdigest() != entry.sha256:
-            raise BundleError(f"{entry.path} in the bundle is not what its {MANIFEST} says", _DAMAGED)
+            raise BundleError(f"{entry.path} in the bundle does not have the size and hash in its {MANIFEST}", _DAMAGED)
         _check_target(entry, found)
     roles = [entry.role for entry in manifest.entries]
     if roles.count("age-key") != 1 or roles.count("secrets") != 1:
-        raise BundleError("the bundle does not hold exactly one age key and one file of secrets", _DAMAGED)
+        raise BundleError("the bundle does not contain exactly one age key and one secrets file", _DAMAGED)
     return Payload(manifest, members)
 
 
@@ -176,12 +175,14 @@ def _members(content: bytes) -> dict[str, bytes]:
                 plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
                 file = tar.extractfile(member) if plain else None
                 if file is None or member.name in members:
-                    raise BundleError(f"{member.name!r} in the bundle is no plain file, or is there twice", _DAMAGED)
+                    raise BundleError(f"{member.name!r} in the bundle is not a regular file, or exists twice", _DAMAGED)
                 members[member.name] = file.read()
                 if len(members[member.name]) != member.size:
-                    raise BundleError(f"{member.name!r} in the bundle is cut short", _DAMAGED)
+                    raise BundleError(f"{member.name!r} in the bundle is incomplete", _DAMAGED)
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        raise BundleError(f"the inside of the bundle is not a whole tar ({type(error).__name__})", _DAMAGED) from None
+        raise BundleError(
+            f"the content of the bundle is not a complete tar ({type(error).__name__})", _DAMAGED
+        ) from None
     return members
 
 
@@ -193,17 +194,17 @@ def _manifest(raw: bytes) -> Manifest:
     if isinstance(version, int) and version != FORMAT:
         raise BundleError(
             f"the bundle has format {version}, this version of minipc reads {FORMAT}",
-            "open it with the commit it was made at, which its README.txt names",
+            "open it with the commit that its README.txt names",
         )
     try:
         return Manifest.model_validate_json(raw)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise BundleError(f"{MANIFEST} in the bundle is not valid at {where or 'its start'}", _DAMAGED) from None
+        raise BundleError(f"{MANIFEST} in the bundle is not valid at {where or 'its beginning'}", _DAMAGED) from None
 
 
 def _check_target(entry: Entry, content: bytes) -> None:
-    """What a role may write, and where: opening a bundle must not become a way to write any file anywhere."""
+    """Refuse a file that its role may not write there: a bundle must not write any file to any place."""
     folder = entry.target.split("/")[0]
     match entry.role:
         case "repository":
@@ -218,28 +219,26 @@ def _check_target(entry: Entry, content: bytes) -> None:
             key = content.startswith((b"-----BEGIN ", b"ssh-", b"ecdsa-", b"sk-"))
             fine = entry.base in ("home", "config", "state") and key and not name.startswith(".")
         case "pins":
-            fine = entry.base == "state" and entry.target.endswith("pins.json")
+            fine = entry.base == "state" and entry.target.split("/")[-1] in PINS
     if not fine:
-        raise BundleError(
-            f"{entry.path} in the bundle would go to {entry.base} {entry.target}, where it has no place", _DAMAGED
-        )
+        raise BundleError(f"{entry.path} in the bundle may not be written to {entry.base} {entry.target}", _DAMAGED)
 
 
 def _readme(manifest: Manifest) -> bytes:
     lines = [
-        "Break-glass bundle of minipc. Everything here is secret.",
+        "Break-glass bundle of minipc. Everything in it is secret.",
         "",
-        f"made          {manifest.created:%Y-%m-%d %H:%M} UTC, environment {manifest.environment}",
+        f"created       {manifest.created:%Y-%m-%d %H:%M} UTC, environment {manifest.environment}",
         f"repository    {manifest.origin.remote or '(no remote)'} at commit {manifest.origin.commit}",
         "",
         "With minipc:  clone the repository, check out the commit, `make setup`, then",
         "              .venv/bin/minipc bundle open FILE",
-        "By hand:      each file goes where the last column says (~ is your home, . the clone), mode 0600.",
-        "              Secrets are read with: age -d -i age.key secrets.age",
+        "By hand:      copy each file to the path in the last column (~ is your home, . the clone), mode 0600.",
+        "              Read the secrets with: age -d -i age.key secrets.age",
         "",
         *(f"  {entry.path:40} {_by_hand(entry)}" for entry in manifest.entries),
         "",
-        *(f"NOT INSIDE: {gap}" for gap in manifest.gaps),
+        *(f"NOT IN THE BUNDLE: {gap}" for gap in manifest.gaps),
     ]
     return "\n".join(lines).encode() + b"\n"
 
@@ -257,5 +256,5 @@ def _by_hand(entry: Entry) -> str:
 
 
 def created_text(moment: datetime) -> str:
-    """A moment for people."""
+    """Return a moment as text for people."""
     return f"{moment:%Y-%m-%d %H:%M} UTC"

@@ -1,4 +1,4 @@
-"""Whether the newest bundle still fits: its age, and what has changed since. Names only, never a value."""
+"""Check the newest bundle: its age, and what changed since. Results contain names only, never values."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from minipc.bundle.archive import BundleError, Fingerprints
 from minipc.bundle.contents import fingerprints, gather, now
 from minipc.bundle.opening import read_bundle
 from minipc.bundle.state import State, read_state
-from minipc.errors import CouldNotVerifyError, MinipcError
-from minipc.inventory import Environment
+from minipc.core.environment import EnvironmentName
+from minipc.core.errors import CouldNotVerifyError, MinipcError
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
-        created: when the bundle was made.
-        age: since then.
-        too_old: older than `bundle_max_age_days`.
-        changed: what is no longer as in the bundle: "changed: secret NAME", "new: …", "gone: …".
+        created: when the bundle was created.
+        age: time since then.
+        too_old: whether it is older than `bundle_max_age_days`.
+        changed: differences from the present state: "changed: secret NAME", "new: …", "gone: …".
         problems: what is wrong with the file itself.
-        notes: what could not be looked at, and why that is no failure.
+        notes: what could not be checked, and why that is not a failure.
     """
 
-    environment: Environment
+    environment: EnvironmentName
     created: datetime
     age: timedelta
     too_old: bool
@@ -40,82 +40,64 @@ class Checked:
 
     @property
     def fits(self) -> bool:
-        """Whether a rebuild from this bundle would be a rebuild of what is there now."""
+        """Return whether a rebuild from this bundle would restore the present state."""
         return not (self.changed or self.problems)
 
     @property
     def passed(self) -> bool:
-        """Fits, and is young enough."""
+        """Return whether it fits and is not too old."""
         return self.fits and not self.too_old
 
 
 def check(
-    environment: Environment, file: Path | None = None, passphrase: str | None = None, moment: datetime | None = None
+    environment: EnvironmentName,
+    file: Path | None = None,
+    passphrase: str | None = None,
+    moment: datetime | None = None,
 ) -> Checked:
-    """Compares the newest bundle with what a new one would hold.
+    """Compare the newest bundle with the content that a new one would have.
 
     Args:
-        file: the bundle; None: the newest that was made on this computer, where it was written, if it is still there.
-        passphrase: opens the file and checks all of it; None: its hash is compared with the one noted when it was made.
+        file: the bundle; None: the newest that was created on this computer, if it still exists where it was written.
+        passphrase: opens the file and checks all of it; None: compares its hash with the one noted at its creation.
 
     Raises:
-        CouldNotVerifyError: no bundle is known, or what it is to be compared with can't be read.
-        BundleError, SecretError: the file can't be opened.
+        CouldNotVerifyError: no bundle is known, or the present state cannot be read.
+        BundleError, SecretError: the file cannot be opened.
     """
     moment = moment or now()
-    if passphrase is not None:
-        return _check_inside(environment, _known_file(environment, file), passphrase, moment)
     state = read_state(environment)
-    if state is None:
+    problems: list[str] = []
+    notes: list[str] = []
+    if passphrase is not None and (file or state):
+        path = file or Path(state.file if state else "")
+        manifest = read_bundle(path, passphrase).manifest
+        if manifest.environment != environment:
+            raise BundleError(
+                f"{path} is a bundle of {manifest.environment}, not of {environment}",
+                f"check it with --inventory {manifest.environment}",
+            )
+        created, then = manifest.created, manifest.fingerprints
+    elif state is not None:
+        created, then = state.created, state.fingerprints
+        problems, notes = _file_state(state, file)
+    else:
         raise CouldNotVerifyError(
-            f"no bundle of {environment} was made on this computer",
-            "`minipc bundle create FILE` makes one; `minipc bundle check FILE --open` checks one made elsewhere",
+            f"no bundle of {environment} was created on this computer",
+            "run `minipc bundle create FILE`; for a bundle from another computer, `minipc bundle check FILE --open`",
         )
-    problems, notes = _file_state(state, file)
-    changed = differences(state.fingerprints, _measured(environment, moment))
-    return _checked(environment, state.created, moment, changed, problems, notes)
+    changed = differences(then, _measured(environment, moment))
+    too_old = moment - created > timedelta(days=config.load(environment).bundle.max_age_days)
+    return Checked(environment, created, moment - created, too_old, changed, problems, notes)
 
 
 def differences(then: Fingerprints, measured: Mapping[str, bytes]) -> list[str]:
-    """What is not as it was; names only."""
+    """Return what differs, as names."""
     today = fingerprints(measured, then.key).items
     found = {name: "changed" for name in then.items.keys() & today.keys() if then.items[name] != today[name]}
     found |= dict.fromkeys(today.keys() - then.items.keys(), "new")
     found |= dict.fromkeys(then.items.keys() - today.keys(), "gone")
     return [f"{found[name]}: {name}" for name in sorted(found)]
-
-
-def _check_inside(environment: Environment, file: Path, passphrase: str, moment: datetime) -> Checked:
-    manifest = read_bundle(file, passphrase).manifest
-    if manifest.environment != environment:
-        raise BundleError(
-            f"{file} is a bundle of {manifest.environment}, not of {environment}",
-            f"check it with --inventory {manifest.environment}",
-        )
-    changed = differences(manifest.fingerprints, _measured(environment, moment))
-    return _checked(environment, manifest.created, moment, changed, [], [])
-
-
-def _checked(
-    environment: Environment,
-    created: datetime,
-    moment: datetime,
-    changed: list[str],
-    problems: list[str],
-    notes: list[str],
-) -> Checked:
-    age = moment - created
-    too_old = age > timedelta(days=config.load(environment).bundle.max_age_days)
-    return Checked(environment, created, age, too_old, changed, problems, notes)
-
-
-def _known_file(environment: Environment, file: Path | None) -> Path:
-    if file is not None:
-        return file
-    state = read_state(environment)
-    if state is None:
-        raise CouldNotVerifyError(f"no bundle of {environment} was made on this computer", "name its file")
-    return Path(state.file)
 
 
 def _file_state(state: State, file: Path | None) -> tuple[list[str], list[str]]:
@@ -124,19 +106,17 @@ def _file_state(state: State, file: Path | None) -> tuple[list[str], list[str]]:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         if file is not None:
-            return [f"{path} can't be read: {error.strerror}"], []
-        return [], [f"{path} is not at hand ({error.strerror}): only what was noted when it was made was compared"]
+            return [f"{path} cannot be read: {error.strerror}"], []
+        return [], [f"{path} is not available ({error.strerror}): only the notes from its creation were compared"]
     if digest != state.sha256:
-        return [f"{path} is not the newest bundle, or is damaged: another sha256 was noted when that was made"], []
+        return [f"{path} is not the newest bundle, or is damaged: its sha256 differs from the noted one"], []
     return [], []
 
 
-def _measured(environment: Environment, moment: datetime) -> Mapping[str, bytes]:
+def _measured(environment: EnvironmentName, moment: datetime) -> Mapping[str, bytes]:
     try:
         return gather(environment, moment).measured
     except CouldNotVerifyError:
         raise
     except MinipcError as error:
-        raise CouldNotVerifyError(
-            f"what the bundle is to be compared with can't be read: {error.what}", error.next_step
-        ) from None
+        raise CouldNotVerifyError(f"the present state cannot be read: {error.what}", error.next_step) from None

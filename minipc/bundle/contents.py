@@ -1,4 +1,4 @@
-"""What belongs into a bundle now: gathered from the checkout, the secret store and the operator's keys."""
+"""Gather the content of a bundle from the checkout, the secret store and the operator's keys."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from minipc import paths
 from minipc.bundle import checkout
-from minipc.bundle.archive import BundleError, Entry, Fingerprints, Manifest, Origin, Payload, Role, created_text
-from minipc.inventory import Environment, targets
+from minipc.bundle.archive import PINS, BundleError, Entry, Fingerprints, Manifest, Origin, Payload, Role, created_text
+from minipc.core import paths
+from minipc.core.environment import EnvironmentName, named
+from minipc.core.files import read_private
+from minipc.remote.inventory import targets
 from minipc.secrets import catalogue
 from minipc.secrets.age import encrypt_values
-from minipc.secrets.backends import LAB, age_file, age_key_file, open_store
-from minipc.secrets.files import read_private
-from minipc.secrets.identity import new_identity, parse_identities
+from minipc.secrets.backends import age_file, age_key_file, open_store
+from minipc.secrets.identity import PluginIdentity, new_identity, parse_identities
+from minipc.secrets.key_file import read_key
 from minipc.secrets.secret import Secret
 from minipc.secrets.store import SecretStore, resolve
 
 AGE_KEY = "age.key"
 SECRETS = "secrets.age"
 _SHOWN_PATHS = 8
+SERVICES = "services"
+"""Folder of the service files, where `services_folders` does not name others."""
 
 Base = Literal["repository", "home", "config", "state", "age-key"]
 
 
 @dataclass(frozen=True, repr=False)
 class Item:
-    """One file for the bundle; no repr, because keys are among them."""
+    """One file for the bundle; no repr, because it may be a key."""
 
     path: str
     role: Role
@@ -43,7 +47,7 @@ class Item:
     content: bytes
 
     def entry(self) -> Entry:
-        """How the manifest names it. Raises BundleError when it is too large or its name has unusual characters."""
+        """Return its entry in the manifest. Raises BundleError if it is too large or its name is not allowed."""
         try:
             return Entry(
                 path=self.path,
@@ -55,33 +59,35 @@ class Item:
             )
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise BundleError(f"{self.target} can't go into a bundle: {reason}", "rename or shrink it") from None
+            raise BundleError(
+                f"{self.target} cannot be put into a bundle: {reason}", "rename it or make it smaller"
+            ) from None
 
 
 @dataclass(frozen=True, repr=False)
 class Contents:
-    """Everything, before it is packed.
+    """Everything that goes into a bundle.
 
     Attributes:
-        measured: what it is ("secret NAME", "file PATH") -> the bytes that fingerprints are made from.
-        gaps: what a rebuild may need and the bundle doesn't have.
+        measured: description ("secret NAME", "file PATH") -> the bytes that its fingerprint is made from.
+        gaps: what a rebuild may need and the bundle does not contain.
     """
 
-    environment: Environment
+    environment: EnvironmentName
     backend: Literal["age", "vault"]
     items: list[Item]
     measured: Mapping[str, bytes]
     gaps: list[str]
 
 
-def gather(environment: Environment, moment: datetime) -> Contents:
-    """Reads everything; changes nothing.
+def gather(environment: EnvironmentName, moment: datetime) -> Contents:
+    """Read everything; change nothing.
 
     Args:
-        moment: when, for the note in the configuration of a bundle whose secrets came from Vault.
+        moment: for the note in the configuration, if the secrets come from Vault.
 
     Raises:
-        SecretError: a required secret is missing, or the store or a key can't be read.
+        SecretError: a required secret is missing, or the store or a key cannot be read.
         ConfigError: group_data or the inventory is wrong.
         BundleError: a file that every rebuild needs is missing.
     """
@@ -104,13 +110,13 @@ def gather(environment: Environment, moment: datetime) -> Contents:
         items = [_with_age_backend(item, environment, moment) for item in items]
         backend: Literal["age", "vault"] = "vault"
     else:
-        measured["age key"] = key
+        measured["age key"] = read_key(age_key_file(environment))
         backend = "age"
     return Contents(environment, backend, items, measured, [*key_gaps, *_checkout_gaps(items)])
 
 
 def payload_of(contents: Contents, moment: datetime) -> Payload:
-    """The contents with their manifest."""
+    """Return the contents with their manifest."""
     manifest = Manifest(
         format=1,
         created=moment,
@@ -125,7 +131,7 @@ def payload_of(contents: Contents, moment: datetime) -> Payload:
 
 
 def fingerprints(measured: Mapping[str, bytes], key: str) -> Fingerprints:
-    """Keyed hashes; the name is hashed along, so equal values of two secrets don't show as equal."""
+    """Return keyed hashes. The name is part of the input, so equal values have different hashes."""
     raw = bytes.fromhex(key)
     return Fingerprints(
         key=key,
@@ -137,12 +143,12 @@ def fingerprints(measured: Mapping[str, bytes], key: str) -> Fingerprints:
 
 
 def now() -> datetime:
-    """This second, UTC."""
+    """Return the present time in UTC, without microseconds."""
     return datetime.now(UTC).replace(microsecond=0)
 
 
 def _values(store: SecretStore, environment: str) -> dict[str, Secret]:
-    """All secrets there are; also those that no component asks for any more."""
+    """Return all secrets, with those that no component uses any more. Raises SecretError if one is missing."""
     entries = catalogue.for_environment(environment)
     resolve(
         store,
@@ -153,45 +159,60 @@ def _values(store: SecretStore, environment: str) -> dict[str, Secret]:
 
 
 def _age_parts(store: SecretStore, environment: str, values: Mapping[str, Secret]) -> tuple[bytes, bytes]:
-    """Identity and age file: the present ones, or for Vault an age file with what Vault holds."""
+    """Return identity and age file: the existing ones, or a new age file with the secrets in Vault.
+
+    The identity is without its passphrase: the bundle has one, and must open when the other is forgotten. A key in a
+    hardware token is replaced by a new one in the bundle, which must open when the token is lost.
+    """
     path = age_key_file(environment)
-    if store.backend == "age":
-        return read_private(path, "the age key"), age_file(environment).read_bytes()
-    key = read_private(path, "the age key") if path.exists() else new_identity()
+    key = read_key(path) if store.backend == "age" or path.exists() else new_identity()
+    if isinstance(parse_identities(key, str(path))[0], PluginIdentity):
+        key = new_identity()
+    elif store.backend == "age":
+        return key, age_file(environment).read_bytes()
     return key, encrypt_values(values, [parse_identities(key, str(path))[0].to_public()])
 
 
 def _repository_items(environment: str) -> Iterator[Item]:
     required = [f"group_data/{environment}.py", f"inventory/{environment}.py"]
-    for name in [*required, "inventory/pins.json", "artifacts.lock"]:
+    # Who may sign what is synced, and what was approved last: a rebuild syncs exactly that.
+    trusted = ["inventory/allowed_signers", "inventory/approved.json"]
+    for name in [*required, "inventory/pins.json", *trusted, "artifacts.lock"]:
         path = paths.ROOT / name
         if path.is_file():
             yield Item(f"repository/{name}", "repository", "repository", name, path.read_bytes())
         elif name in required:
-            raise BundleError(f"{path} is missing", "restore it from git; no rebuild goes without it")
+            raise BundleError(f"{path} is missing", "restore it from git; a rebuild needs it")
+    # Service files with their rules and checks. Other folders of services are part of the repository.
+    for path in sorted((paths.ROOT / SERVICES).glob("*")):
+        if path.is_file():
+            name = f"{SERVICES}/{path.name}"
+            yield Item(f"repository/{name}", "repository", "repository", name, path.read_bytes())
 
 
-def _secrets_item(environment: str, sealed: bytes) -> Item:
-    if environment == LAB:
-        return Item(SECRETS, "secrets", "state", f"{LAB}/secrets/{LAB}.age", sealed)
+def _secrets_item(environment: EnvironmentName, sealed: bytes) -> Item:
+    if not named(environment).in_repository:
+        return Item(SECRETS, "secrets", "state", f"{environment}/secrets/{environment}.age", sealed)
     return Item(SECRETS, "secrets", "repository", str(age_file(environment).relative_to(paths.ROOT)), sealed)
 
 
-def _pins(environment: str) -> Iterator[Item]:
-    """The lab keeps its pins beside its machines; production's are in the repository."""
-    path = paths.state_dir(LAB) / "pins.json"
-    if environment == LAB and path.is_file():
-        yield Item("pins.json", "pins", "state", f"{LAB}/pins.json", path.read_bytes())
+def _pins(environment: EnvironmentName) -> Iterator[Item]:
+    """Yield the pins that are not files of the repository."""
+    where = named(environment)
+    for name in () if where.in_repository else PINS:
+        path = where.pins_file.with_name(name)
+        if path.is_file():
+            yield Item(name, "pins", "state", f"{environment}/{name}", path.read_bytes())
 
 
-def _ssh_keys(environment: Environment) -> tuple[list[Item], list[str]]:
-    """The private keys that the inventory names, with their public halves; and what is missing."""
+def _ssh_keys(environment: EnvironmentName) -> tuple[list[Item], list[str]]:
+    """Return the SSH keys that the inventory names, private and public, and the gaps."""
     items: dict[str, Item] = {}
     gaps = []
-    for target in targets(environment):
+    for target in targets(named(environment)):
         key = target.data.get("ssh_key")
         if key is None:
-            gaps.append(f"the SSH key for {target.alias}: the inventory names no key file (an SSH agent has it?)")
+            gaps.append(f"the SSH key for {target.alias}: the inventory names no key file; it may be in an SSH agent")
             continue
         path = Path(key)
         for file in (path, path.with_name(f"{path.name}.pub")):
@@ -207,12 +228,12 @@ def _ssh_keys(environment: Environment) -> tuple[list[Item], list[str]]:
 def _private_key(file: Path) -> bytes:
     content = read_private(file, "the SSH key")
     if not content.startswith(b"-----BEGIN "):
-        raise BundleError(f"{file} is no private key in PEM or OpenSSH's form", "name the right file in inventory/")
+        raise BundleError(f"{file} is not a private key in PEM or OpenSSH format", "name the right file in inventory/")
     return content
 
 
 def _base_of(file: Path) -> tuple[Base, str]:
-    """Where a rebuild elsewhere has to put the file, so that the inventory finds it again."""
+    """Return where the file must be on another computer, so that the inventory finds it."""
     places: list[tuple[Base, Path]] = [("state", paths.state_dir()), ("home", Path.home())]
     for base, folder in places:
         if file.is_relative_to(folder):
@@ -221,13 +242,13 @@ def _base_of(file: Path) -> tuple[Base, str]:
 
 
 def _with_age_backend(item: Item, environment: str, moment: datetime) -> Item:
-    """The configuration that a rebuild uses: a Vault that went down with the machine can't unseal its own rebuild."""
+    """Switch the configuration to the age file: a Vault that was lost with the machine cannot serve its rebuild."""
     if item.path != f"repository/group_data/{environment}.py":
         return item
     note = (
-        f"\n# Added by the break-glass bundle of {created_text(moment)}: Vault may be gone with the machine, so the\n"
-        f"# secrets are in secrets/{environment}.age. Once Vault is back, `minipc secrets copy --from age --to vault`\n"
-        '# and remove this.\nsecrets_backend = "age"\n'
+        f"\n# Added by the break-glass bundle of {created_text(moment)}: Vault may be lost with the machine, so the\n"
+        f"# secrets are in secrets/{environment}.age. When Vault is back, run\n"
+        '# `minipc secrets copy --from age --to vault` and remove these lines.\nsecrets_backend = "age"\n'
     )
     return Item(item.path, item.role, item.base, item.target, item.content.rstrip(b"\n") + b"\n" + note.encode())
 
@@ -235,10 +256,10 @@ def _with_age_backend(item: Item, environment: str, moment: datetime) -> Item:
 def _checkout_gaps(items: list[Item]) -> list[str]:
     commit = checkout.commit(paths.ROOT)
     if commit == "unknown":
-        return ["the repository: this is no git checkout, so a clean clone may differ from it"]
+        return ["the repository: this is not a git checkout, so a clean clone may differ from it"]
     gaps = []
     if not checkout.is_pushed(paths.ROOT):
-        gaps.append(f"commit {commit[:12]}: no remote branch has it, a clean clone won't either; push it")
+        gaps.append(f"commit {commit[:12]}: no remote branch has it, so a clean clone lacks it; push it")
     inside = {item.target for item in items if item.base == "repository"}
     changed = [path for path in checkout.changed_paths(paths.ROOT) if path not in inside]
     if changed:

@@ -1,4 +1,4 @@
-"""Makes a bundle, and remembers on this computer which one is the newest."""
+"""Create a bundle, and note on this computer which bundle is the newest."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from minipc import paths
 from minipc.bundle.archive import BundleError, Manifest, pack, unpack
 from minipc.bundle.contents import gather, now, payload_of
 from minipc.bundle.state import State, write_state
-from minipc.errors import RefusedError
-from minipc.inventory import Environment
-from minipc.secrets.files import write_private
+from minipc.core import paths
+from minipc.core.environment import EnvironmentName
+from minipc.core.errors import RefusedError
+from minipc.core.files import write_private
 from minipc.secrets.sealed import is_sealed, open_sealed, seal
 
 
 @dataclass(frozen=True)
 class Created:
-    """What was made.
+    """The new bundle.
 
     Attributes:
-        size: bytes of the sealed file.
+        size: of the sealed file, bytes.
     """
 
     file: Path
@@ -31,28 +31,30 @@ class Created:
 
 
 def create(
-    environment: Environment, file: Path, passphrase: str, *, replace: bool = False, moment: datetime | None = None
+    environment: EnvironmentName, file: Path, passphrase: str, *, replace: bool = False, moment: datetime | None = None
 ) -> Created:
-    """Gathers, seals, opens again to compare, and only then gives the file its name (0600).
+    """Gather and seal everything, open it again to compare, and only then write the file (0600).
 
     Args:
-        passphrase: see `minipc.secrets.sealed.seal`.
-        replace: whether an older bundle of that name may go.
-        moment: when; now unless given.
+        passphrase: see `minipc.secrets.sealed.check_passphrase`.
+        replace: whether an older bundle at this path may be replaced.
+        moment: time of creation; default: now.
 
     Raises:
-        RefusedError: the file would be in the repository, is there already, or is something else than a bundle.
-        SecretError: a secret or key can't be read, the passphrase is too short, or the file can't be written.
+        RefusedError: the file would be in the repository, exists, or is not a bundle.
+        SecretError: a secret or key cannot be read, the passphrase can be guessed, or the file cannot be written.
         BundleError, ConfigError: as in `gather`.
     """
     check_place(file, replace=replace)
     moment = moment or now()
     payload = payload_of(gather(environment, moment), moment)
     packed = pack(payload)
-    unpack(packed)  # a bundle that this version would not open must not be made
+    unpack(packed)  # a bundle that this version does not open must not be written
     sealed = seal(packed, passphrase)
     if open_sealed(sealed, passphrase) != packed:
-        raise BundleError("sealed and opened again, the bundle is another; nothing was written", "run it again")
+        raise BundleError(
+            "the sealed bundle has another content when opened again; nothing was written", "run it again"
+        )
     write_private(file, sealed)
     digest = hashlib.sha256(sealed).hexdigest()
     write_state(
@@ -68,18 +70,18 @@ def create(
 
 
 def check_place(file: Path, *, replace: bool) -> None:
-    """Raises RefusedError unless a bundle may be written there."""
+    """Raise RefusedError unless a bundle may be written there."""
     whole = file.expanduser().resolve()
     if whole.is_relative_to(paths.ROOT):
         raise RefusedError(
-            f"{file} is inside the repository; a bundle belongs off this computer",
-            "name a place on a USB stick or another machine's disk",
+            f"{file} is inside the repository; keep a bundle off this computer",
+            "give a path on a USB stick or another computer",
         )
     if not whole.parent.is_dir():
-        raise RefusedError(f"{whole.parent} is no folder", "is the stick mounted?")
+        raise RefusedError(f"{whole.parent} is not a folder", "mount the USB stick, or correct the path")
     if not whole.exists():
         return
     if not whole.is_file() or not is_sealed(whole.read_bytes()):
-        raise RefusedError(f"{file} exists and is no bundle", "give another name")
+        raise RefusedError(f"{file} exists and is not a bundle", "give another name")
     if not replace:
-        raise RefusedError(f"{file} exists", "give another name, or --replace the older bundle")
+        raise RefusedError(f"{file} exists", "give another name, or replace the older bundle with --replace")

@@ -1,34 +1,34 @@
-"""The check as metrics, for node_exporter's textfile collector.
-
-Format: https://prometheus.io/docs/instrumenting/exposition_formats/
-"""
+"""Render a check as metrics for node_exporter's textfile collector."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
 from minipc.bundle.checking import Checked
+from minipc_machine.metrics import Gauge, text_of
 
 
 def metrics(environment: str, checked: Checked | None, moment: datetime) -> str:
-    """The text of a `.prom` file.
+    """Return the text of a `.prom` file.
 
     Args:
-        checked: what the check found; None when it could not be made.
-        moment: when it was made or tried.
+        checked: result of the check; None if it failed to run.
+        moment: time of the check.
     """
     samples = [
         ("checked_timestamp_seconds", "When the break-glass bundle was last checked.", moment.timestamp()),
-        ("check_success", "1 when the check could be made.", checked is not None),
+        ("check_success", "1 if the check could run.", checked is not None),
     ]
     if checked is not None:
         samples += [
-            ("created_timestamp_seconds", "When the newest break-glass bundle was made.", checked.created.timestamp()),
-            ("matches", "1 when it still matches secrets, keys, inventory and pins.", checked.fits),
-            ("changed_items", "How many of them changed since it was made.", len(checked.changed)),
+            (
+                "created_timestamp_seconds",
+                "When the newest break-glass bundle was created.",
+                checked.created.timestamp(),
+            ),
+            ("matches", "1 if it still matches secrets, keys, inventory and pins.", checked.fits),
+            ("changed_items", "How many of them changed since it was created.", len(checked.changed)),
         ]
-    return "".join(
-        f"# HELP minipc_bundle_{name} {help_text}\n# TYPE minipc_bundle_{name} gauge\n"
-        f'minipc_bundle_{name}{{environment="{environment}"}} {int(value)}\n'
-        for name, help_text, value in samples
-    )
+    labels = {"environment": environment}
+    gauges = [Gauge(f"minipc_bundle_{name}", text, [(labels, int(value))]) for name, text, value in samples]
+    return text_of(gauges)

@@ -1,4 +1,4 @@
-"""Puts a bundle's files where a rebuild finds them: a clean clone and a fresh home. Nothing of value is overwritten."""
+"""Write the files of a bundle to a clean clone and the home directory. Nothing of value is overwritten."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from minipc import paths
 from minipc.bundle import checkout
 from minipc.bundle.archive import MAX_BYTES, BundleError, Entry, Manifest, Payload, unpack
-from minipc.errors import RefusedError
+from minipc.core import paths
+from minipc.core.errors import RefusedError
+from minipc.core.files import write_private
 from minipc.secrets.age import AgeStore
 from minipc.secrets.backends import age_key_file
-from minipc.secrets.files import write_private
-from minipc.secrets.sealed import open_sealed
+from minipc.secrets.key_file import read_key
+from minipc.secrets.sealed import is_sealed, open_sealed
 
 Fate = Literal["written", "same"]
 
 
 @dataclass(frozen=True)
 class Placed:
-    """One file and what became of it: `written`, or `same` because it was there already."""
+    """One file, and whether it was `written` or already the `same`."""
 
     path: Path
     fate: Fate
@@ -29,11 +30,11 @@ class Placed:
 
 @dataclass(frozen=True)
 class Opened:
-    """What was restored.
+    """Result of opening a bundle.
 
     Attributes:
-        secrets: how many can be read with the restored key.
-        commit: what the checkout is at; "unknown" where it is none.
+        secrets: number of secrets that the restored key opens.
+        commit: commit of the checkout; "unknown" if it is not a checkout.
     """
 
     manifest: Manifest
@@ -43,30 +44,32 @@ class Opened:
 
 
 def read_bundle(file: Path, passphrase: str) -> Payload:
-    """The checked inside of a bundle.
+    """Return the checked content of a bundle.
 
     Raises:
-        BundleError: it can't be read, is too large, or is not what a bundle is.
-        SecretError: the passphrase is wrong, or the file is damaged or no sealed file.
+        BundleError: it cannot be read, is too large, or is not a valid bundle.
+        SecretError: the passphrase is wrong, or the file is damaged or not sealed.
     """
     try:
         with file.open("rb") as handle:
             sealed = handle.read(2 * MAX_BYTES + 1)
     except OSError as error:
-        raise BundleError(f"{file} can't be read: {error.strerror}", "check its path; is the stick mounted?") from None
+        raise BundleError(
+            f"{file} cannot be read: {error.strerror}", "check the path, and that the USB stick is mounted"
+        ) from None
     if len(sealed) > 2 * MAX_BYTES:
-        raise BundleError(f"{file} is larger than {2 * MAX_BYTES >> 20} MB; no bundle is", "check the path")
+        raise BundleError(f"{file} is not a bundle: it is larger than {2 * MAX_BYTES >> 20} MB", "check the path")
     return unpack(open_sealed(sealed, passphrase))
 
 
 def open_bundle(file: Path, passphrase: str, directory: Path) -> Opened:
-    """Restores everything, or nothing where one file is in the way. Cut off, it goes on when run again.
+    """Write all files, or none if one is in the way. After an interruption, run it again to continue.
 
     Args:
         directory: a clone of the repository, or an empty or new folder.
 
     Raises:
-        RefusedError: lists every file that is there with other content; nothing was written.
+        RefusedError: lists every file that exists with other content; nothing was written.
         BundleError, SecretError: as in `read_bundle`.
     """
     payload = read_bundle(file, passphrase)
@@ -82,24 +85,24 @@ def open_bundle(file: Path, passphrase: str, directory: Path) -> Opened:
         lines = "".join(f"\n  - {line}" for line in in_the_way)
         raise RefusedError(
             f"{len(in_the_way)} of {len(places)} files are in the way, nothing was written:{lines}",
-            "move them aside, or open the bundle in a clean clone with a fresh home",
+            "move them away, or open the bundle in a clean clone with an empty home",
         )
     placed = [Placed(path, _write(path, payload.files[entry.path])) for entry, path in places.items()]
     return Opened(payload.manifest, placed, _readable_secrets(places), checkout.commit(directory))
 
 
 def _check_directory(directory: Path, entries: Sequence[Entry]) -> None:
-    """Only a clone, or a folder with nothing else in it: elsewhere the files would be lost among others."""
+    """Refuse a folder with other files that is not a clone."""
     if not directory.exists() or (directory / ".git").exists():
         return
     if not directory.is_dir():
-        raise RefusedError(f"{directory} is no folder", "name a clone of the repository, or a new folder")
+        raise RefusedError(f"{directory} is not a folder", "give a clone of the repository, or a new folder")
     ours = {entry.target.split("/")[0] for entry in entries if entry.base == "repository"}
     others = sorted({path.name for path in directory.iterdir()} - ours)
     if others:
         raise RefusedError(
-            f"{directory} is neither a clone nor empty: it has {', '.join(others[:5])}",
-            "name a clone of the repository, or a new folder; nothing was written",
+            f"{directory} is neither a clone nor empty: it contains {', '.join(others[:5])}",
+            "give a clone of the repository, or a new folder; nothing was written",
         )
 
 
@@ -118,31 +121,39 @@ def _place(entry: Entry, environment: str, directory: Path) -> Path:
 
 
 def _in_the_way(path: Path, entry: Entry, content: bytes, directory: Path) -> str:
-    """Why the file can't be put there; "" when it can."""
+    """Return why the file cannot be written there; "" if it can."""
     if path.is_symlink():
         return "is a symbolic link"
     if entry.base == "repository" and not path.parent.resolve().is_relative_to(directory):
-        return "leads out of the folder, by a symbolic link"
+        return "is outside the folder, through a symbolic link"
     if not path.exists():
         return ""
     if not path.is_file():
-        return "is no plain file"
-    if path.read_bytes() == content:
+        return "is not a regular file"
+    if _content(path) == content:
         return ""
     if entry.base == "repository" and checkout.is_unmodified(directory, entry.target):
         return ""  # git has what is replaced
-    return "is there with other content"
+    return "exists with other content"
 
 
 def _write(path: Path, content: bytes) -> Fate:
-    if path.exists() and path.read_bytes() == content:
+    if path.exists() and _content(path) == content:
         return "same"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise BundleError(f"{path.parent} can't be made: {error.strerror}", "mend it and run again") from None
+        raise BundleError(
+            f"{path.parent} cannot be created: {error.strerror}", "fix the cause and run the command again"
+        ) from None
     write_private(path, content)
     return "written"
+
+
+def _content(path: Path) -> bytes:
+    """Return the content of a file; of a key file with a passphrase, what is in it."""
+    content = path.read_bytes()
+    return read_key(path) if is_sealed(content) else content
 
 
 def _readable_secrets(places: dict[Entry, Path]) -> int:

@@ -1,4 +1,4 @@
-"""The operator's questions, in the order of asking: `playbooks/checks.yaml`, and what is rendered from it."""
+"""The operator's questions (`playbooks/checks.yaml`) and everything that is rendered from them."""
 
 from minipc.checks.load import load
 from minipc.checks.schema import Check, Checks

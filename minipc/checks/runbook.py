@@ -1,13 +1,13 @@
-"""The runbook's triage chapter, rendered from the questions and from the components' own alerts."""
+"""Render the runbook's triage chapter from the questions and the components' alerts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minipc.checks.rules import CHAPTER, NO_DATA, ComponentAlert, Recording, parse
-from minipc.checks.schema import Check, Checks
+from minipc.checks.rules import CHAPTER, NO_DATA, ComponentAlert, Recording, parse_component
+from minipc.checks.schema import OWN_SECTION, Check, Checks
 from minipc.checks.verdict import LAYERS, what_next
-from minipc.paths import ROOT
+from minipc.core.paths import ROOT
 
 FILE = ROOT / CHAPTER
 
@@ -15,36 +15,41 @@ _HEAD = """# Triage
 
 Rendered from `playbooks/checks.yaml` and the components' rules by `python -m minipc.checks`; edit those.
 
-| priority | somebody looks |
+| priority | reaction |
 |---|---|
 {sla}
 
-1. `minipc status`: the questions below, in this order, answered on one screen; also when Prometheus is down.
-2. `minipc triage`: asks the machine itself, walks from the door to the data, and ends with one sentence: where it is
-   broken, the evidence, the next command. What another fault explains is not blamed, and its alert is silent.
-3. The section of what it names, below. What is in capitals there stands for the thing that fails. `minipc` runs on the
-   controller, everything else on the machine; where the service is the lab's stand-in, its processes are
-   [units](reference/workload.md#as-the-labs-stand-in), not pods.
+1. Run `minipc status`. It answers the questions below on one screen, in this order, also when Prometheus is down.
+   Questions about services name the service that fails; those that no service of the machine needs are left out.
+2. Run `minipc triage`. It asks the machine itself, from the ingress to the data, and ends with one sentence: the
+   location of the fault, the evidence, the next command. A fault that is explained by another one is not reported as
+   the cause, and its alert is suppressed.
+3. Read the section of the check that it names. A word in capitals there is a placeholder for the thing that fails. Run
+   `minipc` on the controller and everything else on the machine.
 
-The way it walks: {walk}.
+The order of the layers: {walk}.
 
-What you see, and what it is:
+Symptoms and where to look:
 
-- Everything fails: [runtime](#runtime) when the process does not answer on the machine either, else
-  [user-api](#user-api). Only users can't reach it: [outside](#outside).
-- One screen fails: [screens](#screens).
-- Screens answer with old data: [freshness](#freshness). With a worker behind it: [workers](#workers),
-  [heartbeats](#heartbeats), [last-success](#last-success).
-- Notifications don't arrive: [outbox](#outbox), [breakers](#breakers).
-- The machine can't be reached: its power, its network; then the [runbook](runbook.md).
+- A service does not answer: [runtime](#runtime) if it does not answer on the machine either, else
+  [answers](#answers). Only users cannot reach it: [outside](#outside).
+- It answers, but with errors or late: [ready](#ready), [pages](#pages), [latency](#latency).
+- A worker or another process does not run: [processes](#processes), [restarts](#restarts).
+- Something that runs at night did not: [cron](#cron), [backup](#backup).
+- Space runs out: [disk](#disk), [volumes](#volumes).
+- The machine cannot be reached: check its power and its network; then follow the [runbook](runbook.md).
 """
+_OWN = f"""### {OWN_SECTION}
+**A question or an alert from a service's own files.** The message says what it means and what to do next. The files are
+next to the service file, which names them: `alerts.checks` and `alerts.rules`."""
 
 
 def render(checks: Checks, rules: dict[str, str]) -> str:
-    """The chapter.
+    """Return the chapter.
 
     Args:
-        rules: component -> its rendered rule file.
+        checks: all questions of playbooks/checks.yaml.
+        rules: the rendered rule file of each component.
     """
     head = _HEAD.format(
         sla="\n".join(f"| {priority} | {text} |" for priority, text in checks.sla.items()),
@@ -52,9 +57,13 @@ def render(checks: Checks, rules: dict[str, str]) -> str:
     )
     parts = [head, "## The questions"]
     parts += [_question(check) for check in checks.checks]
-    parts += ["## Alerts of the components", _no_data()]
+    parts += [_OWN, "## Alerts of the components", _no_data()]
     for component, text in rules.items():
-        parts += [_alert(component, rule) for group in parse(component, text).groups for rule in _alerts(group.rules)]
+        parts += [
+            _alert(component, rule)
+            for group in parse_component(component, text).groups
+            for rule in _alerts(group.rules)
+        ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -63,7 +72,7 @@ def _alerts(rules: Sequence[ComponentAlert | Recording]) -> list[ComponentAlert]
 
 
 def _question(check: Check) -> str:
-    alert = f"`{check.alert}`, within {check.within}" if check.alert else "none: only asked from outside"
+    alert = f"`{check.alert}`, within {check.within}" if check.alert else "none, it can only be asked from outside"
     lines = [
         f"### {check.runbook}",
         f"**{check.question}** {check.priority}, {check.layer}. {check.meaning}",
@@ -78,17 +87,19 @@ def _question(check: Check) -> str:
 
 def _no_data() -> str:
     return (
-        f"### {NO_DATA}\n**A question can't be answered.** monitoring. Nothing would be noticed.\n\n"
-        "- Next: `minipc status` shows which one; on the machine `curl -s localhost:9090/api/v1/targets?state=active` "
-        "says which target does not answer, and why."
+        f"### {NO_DATA}\n**A question has no data.** monitoring. A fault would not be noticed.\n\n"
+        "- Next: `minipc status` shows the question; on the machine "
+        "`curl -s localhost:9090/api/v1/targets?state=active` shows the target that does not answer, and why."
     )
 
 
 def _alert(component: str, rule: ComponentAlert) -> str:
+    # The other lines of the digest are a template of Prometheus.
+    meaning = rule.annotations.meaning.splitlines()[0]
     return "\n".join(
         [
             f"### {rule.alert}",
-            f"{rule.labels.priority}, {rule.labels.layer}, from `{component}`. {rule.annotations.meaning}",
+            f"{rule.labels.priority}, {rule.labels.layer}, from `{component}`. {meaning}",
             "",
             f"- Next: {rule.annotations.next}",
         ]

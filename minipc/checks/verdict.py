@@ -1,34 +1,35 @@
-"""Where it is broken: of all answers that are a no, the ones that no other explains."""
+"""Find the cause of a fault: the failing checks that no other failing check explains."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minipc.checks.asking import Answer, Reading
 from minipc.checks.schema import Check, Checks
-from minipc.wording import duration
+from minipc.core.formatting import duration
 
-# How a request travels, then what feeds it; the order in which triage walks.
+# The path of a request, then what supplies its data: the order of triage.
 LAYERS: tuple[tuple[str, str], ...] = (
-    ("edge", "the public door"),
-    ("runtime", "the service's process"),
-    ("data", "database and cache"),
-    ("collection", "the workers"),
-    ("client", "between users and the machine"),
+    ("edge", "the public ingress"),
+    ("runtime", "the services' processes"),
+    ("data", "database, cache and volumes"),
+    ("collection", "what the services measure and collect"),
+    ("client", "the network between users and the machine"),
     ("machine", "the machine itself"),
-    ("recovery", "what brings the data back"),
+    ("recovery", "backups and restore drills"),
 )
 WHERE = dict(LAYERS)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What triage found.
+    """The result of triage.
 
     Attributes:
-        causes: bad answers that no other bad answer explains, the most urgent first.
-        effects: bad answers that one of the causes explains.
+        causes: bad answers that no other bad answer explains, most urgent first.
+        effects: bad answers that a cause explains.
         unknown: questions without an answer.
     """
 
@@ -38,28 +39,42 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """One sentence: where it is broken, the evidence, the next command."""
+        """Return one sentence: the location of the fault, the evidence, the next command."""
         if self.causes:
             return _blame(self.causes[0])
         if self.unknown:
             names = ", ".join(answer.check.id for answer in self.unknown)
-            return f"Nothing is known to be broken, but these questions got no answer: {names}; next: `minipc verify`."
-        return "Nothing is broken: every question was answered with yes."
+            return f"No fault was found, but these questions could not be answered: {names}; next: `minipc verify`."
+        return "Nothing is broken: the answer to every question is yes."
 
 
 def judge(checks: Checks, answers: Mapping[str, Answer]) -> Verdict:
-    """The verdict on these answers, by question."""
+    """Return the verdict on the answers. A fault of one service does not explain one of another service."""
     bad = [answers[check.id] for check in checks.checks if check.id in answers and answers[check.id].bad]
-    names = {answer.check.id for answer in bad}
-    effects = [answer for answer in bad if checks.explanations(answer.check.id) & names]
-    causes = [answer for answer in bad if answer not in effects]
+    causes, effects = [], []
+    for answer in bad:
+        explaining = [each for each in bad if each.check.id in checks.explanations(answer.check.id)]
+        left = tuple(reading for reading in answer.bad if not _explained(answer.check, reading, explaining))
+        if left:
+            causes.append(answer if left == answer.bad else replace(answer, readings=left))
+        if len(left) < len(answer.bad):
+            explained = tuple(reading for reading in answer.bad if reading not in left)
+            effects.append(replace(answer, readings=explained) if left else answer)
     unknown = [answer for answer in answers.values() if answer.unknown]
     return Verdict(tuple(sorted(causes, key=lambda answer: answer.check.priority)), tuple(effects), tuple(unknown))
 
 
+def _explained(check: Check, reading: Reading, explaining: Sequence[Answer]) -> bool:
+    """Return True if one of the bad answers explains a reading: it is about the machine, or the same service."""
+    service = check.service_of(reading.name)
+    return any(
+        not service or (each.check.service_of(other.name) in ("", service)) for each in explaining for other in each.bad
+    )
+
+
 def _blame(answer: Answer) -> str:
     check, bad = answer.check, answer.bad
-    names = ", ".join(reading.name for reading in bad if reading.name)
+    names = ", ".join(name for reading in bad if (name := check.name_of(reading.name)))
     who = f" ({names})" if names else ""
     evidence = ", ".join(shown(check, reading) for reading in bad)
     return (
@@ -69,12 +84,16 @@ def _blame(answer: Answer) -> str:
 
 
 def what_next(check: Check, bad: Sequence[Reading] = ()) -> str:
-    """The next step, with the name of what fails."""
-    return check.next.replace("{each}", bad[0].name if bad else check.placeholder)
+    """Return the next step, with the name of what fails, quoted for a shell: a service may have chosen it."""
+    name = bad[0].name if bad else check.placeholder
+    # What a program adds to a name, such as " (CrashLoopBackOff)", is for people.
+    thing = shlex.quote(name.split(" (")[0] if check.per else name) if bad else name
+    service = check.owner or (check.service_of(name) if bad else "SERVICE")
+    return check.next.replace("{each}", thing).replace("{service}", shlex.quote(service))
 
 
 def shown(check: Check, reading: Reading) -> str:
-    """A value as a person reads it."""
+    """Return a value with its unit, for a person."""
     match check.unit:
         case "boolean":
             text = "yes" if reading.value else "no"
@@ -90,6 +109,6 @@ def shown(check: Check, reading: Reading) -> str:
 
 
 def worst(check: Check, readings: Sequence[Reading]) -> Reading:
-    """The reading nearest to being bad."""
+    """Return the reading that is closest to being bad."""
     below = check.operator in ("<", "<=", "==")
     return sorted(readings, key=lambda reading: reading.value if below else -reading.value)[0]

@@ -16,17 +16,45 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from minipc.config import services
 from minipc.config.schema import Settings
-from minipc.errors import ConfigError
-from minipc.paths import ROOT
+from minipc.core.errors import ConfigError
+from minipc.core.paths import ROOT
 
 # Keys of pyinfra and its SSH connector, and what the inventory pins about a machine.
-INVENTORY_KEYS = ("machine_identity", "minipc_alias", "lan_address")
+INVENTORY_KEYS = ("machine_identity", "minipc_alias", "lan_address", "sides")
 _FOREIGN_PREFIXES = ("ssh_", "_")
+RENAMED = {"workload_runtime": "services_runtime", "watcher_ping_port": "watcher_port"}
+"""Keys that are still accepted under their old name."""
+MOVED = {
+    "postgres_databases": "postgres",
+    "postgres_roles": "postgres",
+    "redis_users": "redis",
+    "backups_data_classes": "data_classes",
+    "backups_drill_queries": "drill",
+    "edge_domain": "ingress.domains",
+    "edge_upstream": "ingress.node_port",
+    "edge_max_body_mb": "ingress.body_limit_mb",
+}
+"""Keys that the service files have replaced -> the key there."""
+OLD_SLACK = ("alertmanager_slack", "alertmanager_slack_channel")
+"""Keys that are still accepted; the channel `slack` of `alertmanager_channels` has replaced them."""
+GONE = {
+    "watcher_url": "use the list watcher_urls",
+    "watcher_channels": "remove it; the off-site host uses alertmanager_channels",
+    "watcher_email": "add a channel of the kind email to alertmanager_channels",
+    "watcher_interval_s": "remove it; probes are 60 s apart",
+    "watcher_timeout_s": "remove it; a probe has 5 s",
+    "watcher_failures": "remove it; two failures in a row are reported",
+    "watcher_repeat_s": "remove it; the priority of an alert says how often it is repeated",
+    "watcher_ping_grace_s": "remove it; the mini PC's metrics replace the ping",
+    "prometheus_error_budget_percent": "remove it; a service's own rules (alerts.rules) say what it may fail",
+}
+"""Keys that no longer exist -> what to do."""
 
 
 def group_data(group: str, directory: Path = ROOT / "group_data") -> dict[str, Any]:
-    """The merged values of `all.py` and `<group>.py`; the latter wins.
+    """Merge the values of `all.py` and `<group>.py`; the latter wins.
 
     Raises:
         ConfigError: a file is missing or is not valid Python.
@@ -40,7 +68,7 @@ def group_data(group: str, directory: Path = ROOT / "group_data") -> dict[str, A
         except FileNotFoundError:
             raise ConfigError(f"{path} is missing", "restore it from git") from None
         except Exception as error:
-            raise ConfigError(f"{path} can't be read: {error}", "mend the file and run again") from error
+            raise ConfigError(f"{path} cannot be read: {error}", "fix the file and run again") from error
         # As pyinfra does it: imported names are not data.
         imported = {
             alias.asname or alias.name.split(".")[0]
@@ -53,7 +81,7 @@ def group_data(group: str, directory: Path = ROOT / "group_data") -> dict[str, A
 
 
 def load(group: str, directory: Path = ROOT / "group_data", **overrides: Any) -> Settings:
-    """The settings of a group (`lab` or `production`).
+    """Return the settings of a group (`lab` or `production`).
 
     Raises:
         ConfigError: names each key, what was given, what is allowed and the nearest valid value.
@@ -62,12 +90,21 @@ def load(group: str, directory: Path = ROOT / "group_data", **overrides: Any) ->
 
 
 def parse(values: Mapping[str, Any], source: str = "group_data") -> Settings:
-    """Checks flat `component_key` values.
+    """Check flat `component_key` values.
 
     Raises:
         ConfigError: as in `load`.
     """
     tree, problems = _nest(values)
+    declared = services.read(values.get("services_folders", ()))
+    tree["services"]["declared"] = declared
+    for key, value in services.derived(declared).items():
+        section, _, name = key.partition("_")
+        tree[section][name] = value
+    if tree["firewall"].get("operator_access", "") is None:
+        tree["firewall"]["operator_access"] = "networks"
+    if tree["dns"].get("records", ()) is None:
+        tree["dns"]["records"] = services.dns_records(declared, ipv6=values.get("dns_ipv6") is not None)
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
@@ -86,10 +123,16 @@ def _nest(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     sections = [name for name, field in Settings.model_fields.items() if _is_model(field.annotation)]
     known = {f"{section}_{key}" for section in sections for key in _model(section).model_fields}
     known |= set(Settings.model_fields) - set(sections)
+    known -= {*services.derived(()), "services_declared"}
     tree: dict[str, Any] = {section: {} for section in sections}
     problems = []
-    for key, value in values.items():
-        if key in known:
+    for key, value in _slack_as_a_channel(values).items():
+        key = RENAMED.get(key, key)
+        if key in MOVED:
+            problems.append(f"{key}: it is now `{MOVED[key]}` in services/NAME.yaml")
+        elif key in GONE:
+            problems.append(f"{key}: it no longer exists; {GONE[key]}")
+        elif key in known:
             section = next((name for name in sections if key.startswith(f"{name}_")), None)
             if section is None:
                 tree[key] = value
@@ -100,6 +143,18 @@ def _nest(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             hint = f"did you mean {near[0]!r}?" if near else "group_data/all.py lists all keys"
             problems.append(f"{key}: unknown key; {hint}")
     return tree, problems
+
+
+def _slack_as_a_channel(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the values with the old keys for Slack as an entry of `alertmanager_channels`, or as none, on purpose."""
+    if not any(key in values for key in OLD_SLACK):
+        return values
+    wanted = values.get(OLD_SLACK[0], True)
+    slack = {"name": "slack", "kind": "slack", "channel": values.get(OLD_SLACK[1])}
+    others = [each for each in values.get("alertmanager_channels", ()) if each.get("name") != "slack"]
+    new: dict[str, Any] = {"alertmanager_channels": [*([slack] if wanted else []), *others]}
+    new |= {} if wanted else {"alertmanager_unattended": True}
+    return {key: value for key, value in values.items() if key not in OLD_SLACK} | new
 
 
 def _is_model(annotation: Any) -> bool:
@@ -142,7 +197,7 @@ def _explain(detail: ErrorDetails) -> str:
 
 
 def _converted(given: Any, kind: str) -> str:
-    """The nearest value of the right type, for a number in quotes and the like."""
+    """Suggest the nearest value of the right type, for example for a number in quotes."""
     try:
         if kind == "int_type":
             return f"; did you mean {int(given)}?"

@@ -9,13 +9,17 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from minipc.config.channels import AnyChannel
+from minipc.config.secrets_settings import SecretsSettings, TrustedUrl
+from minipc.config.service import Service
 from minipc.config.types import (
     Address,
     Calendar,
     Cidr,
     Days,
+    DnsProvider,
     Domain,
     Host,
     Interface,
@@ -30,14 +34,11 @@ from minipc.config.types import (
     Url,
     UserName,
     WireguardKey,
+    endpoint,
 )
-from minipc.secrets.settings import SecretsSettings, TrustedUrl
-
-
-class Strict(BaseModel):
-    """No unknown keys, no silent conversions, no changes afterwards."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+from minipc.core.environment import Environment, EnvironmentName, named
+from minipc.core.errors import ConfigError
+from minipc.core.strict import Strict
 
 
 class HostSettings(Strict):
@@ -118,7 +119,7 @@ class VpnSettings(Strict):
             if network.version != version:
                 raise ValueError(f"vpn_{key} = {str(network)!r} is not an IPv{version} network")
             if network.prefixlen > longest:
-                raise ValueError(f"vpn_{key} = {str(network)!r} has no room for peers; allowed: /{longest} or larger")
+                raise ValueError(f"vpn_{key} = {str(network)!r} is too small for peers; allowed: /{longest} or larger")
         return self
 
     @model_validator(mode="after")
@@ -144,10 +145,25 @@ class VpnSettings(Strict):
                     if allowed.version == other.version and allowed.overlaps(other):
                         raise ValueError(
                             f"vpn_peers: allowed_ips {allowed} of {peer.name!r} overlaps {other} of {owner}: WireGuard "
-                            "would give the address to one of them only"
+                            "would route the address to only one of them"
                         )
                 taken.append((allowed, repr(peer.name)))
         return self
+
+
+RESERVED_DATABASES = ("postgres", "template0", "template1", "minipc")
+RESERVED_ROLES = ("postgres", "minipc")
+"""PostgreSQL's superuser, and the role of the heartbeat and the canaries (`minipc/database_roles.py`)."""
+DANGEROUS_MEMBERSHIPS = (
+    "pg_execute_server_program",
+    "pg_read_server_files",
+    "pg_write_server_files",
+    "pg_read_all_data",
+    "pg_write_all_data",
+    "pg_create_subscription",
+)
+"""Each of them leads to files and programs of the machine, or to every service's rows (PostgreSQL manual, "Predefined
+Roles")."""
 
 
 class PostgresRole(Strict):
@@ -158,10 +174,20 @@ class PostgresRole(Strict):
 
 
 class PostgresDatabase(Strict):
-    """A database and the role that owns it."""
+    """A service's database and its three roles.
+
+    Attributes:
+        owner: makes migrations; every object in the database is its property.
+        runtime: the service itself, which reads and writes rows.
+        reader: what our own programs read the service's tables with; it has no password.
+        extensions: made by the superuser, before the owner's first migration.
+    """
 
     name: SqlName
     owner: SqlName
+    runtime: SqlName
+    reader: SqlName
+    extensions: list[str] = Field(default_factory=list)
 
 
 class PostgresSettings(Strict):
@@ -177,13 +203,41 @@ class PostgresSettings(Strict):
     from_backup: Literal["refuse", "restore", "restore-incomplete"]
 
     @model_validator(mode="after")
-    def _owners_are_roles(self) -> Self:
+    def _roles_are_separate(self) -> Self:
         names = [role.name for role in self.roles]
+        taken: list[str] = [*RESERVED_ROLES]
         for database in self.databases:
-            if database.owner not in names:
+            if database.name in RESERVED_DATABASES:
+                raise ValueError(f"database {database.name!r} belongs to PostgreSQL; choose another name")
+            for part, role in (("owner", database.owner), ("runtime", database.runtime)):
+                if role not in names:
+                    raise ValueError(f"{part} {role!r} of database {database.name!r} is not among the roles {names}")
+            if database.reader in names:
                 raise ValueError(
-                    f"owner {database.owner!r} of database {database.name!r} is not among the roles {names}"
+                    f"reader {database.reader!r} of database {database.name!r} is among the roles: it must have no "
+                    "password; remove it there"
                 )
+            for role in (database.owner, database.runtime, database.reader):
+                if role in taken:
+                    raise ValueError(
+                        f"role {role!r} of database {database.name!r} is used twice: each database needs separate "
+                        "owner, runtime and reader roles"
+                    )
+                taken.append(role)
+        return self
+
+    @model_validator(mode="after")
+    def _roles_have_no_way_to_the_machine(self) -> Self:
+        services = {role for database in self.databases for role in (database.owner, database.runtime)}
+        for role in self.roles:
+            if role.name in RESERVED_ROLES or role.name.startswith("pg_"):
+                raise ValueError(f"role {role.name!r} is reserved by PostgreSQL or minipc; choose another name")
+            for membership in role.memberships:
+                if membership in DANGEROUS_MEMBERSHIPS or role.name in services:
+                    raise ValueError(
+                        f"role {role.name!r} must not be a member of {membership!r}: a service may use only its "
+                        "own objects; only the superuser may read files or run programs"
+                    )
         return self
 
 
@@ -247,19 +301,82 @@ class ArgocdSettings(Strict):
         return self
 
 
-class WorkloadSettings(Strict):
-    """The service."""
+def _current_runtime(name: object) -> object:
+    return "podman" if name == "stand-in" else name
 
-    runtime: Literal["k3s", "stand-in"]
+
+class ServicesSettings(Strict):
+    """Which services the machine runs, and what runs them.
+
+    Attributes:
+        folders: of the service files, relative to the repository or absolute.
+        runtime: what runs the containers; podman, with the same images and manifests, where K3s is not available.
+        declared: the services that the files describe, by name.
+    """
+
+    folders: list[str]
+    runtime: Annotated[Literal["k3s", "podman"], BeforeValidator(_current_runtime)]
+    declared: tuple[Service, ...]
+
+    @property
+    def public(self) -> list[Service]:
+        """Return the services that users reach through the public ingress."""
+        return [each for each in self.declared if each.ingress and each.ingress.audience == "public"]
+
+    @property
+    def for_operator(self) -> list[Service]:
+        """Return the services that only the operator reaches, through the VPN."""
+        return [each for each in self.declared if each.ingress and each.ingress.audience == "operator"]
+
+    @property
+    def domain(self) -> str | None:
+        """Return the first public service's own domain; None if there is no public service."""
+        return next((each.domain for each in self.public), None)
+
+    def named(self, name: str) -> Service:
+        """Return the service of that name. Raise ConfigError if there is none."""
+        for service in self.declared:
+            if service.name == name:
+                return service
+        names = ", ".join(service.name for service in self.declared) or "none"
+        raise ConfigError(f"there is no service {name!r}; there are: {names}", "`minipc service list`")
+
+
+class S3Settings(Strict):
+    """A bucket for the backups, at any provider that speaks S3. Its key is a secret, not a setting.
+
+    Attributes:
+        endpoint: host name or IPv4 address; with `:PORT` if that is not 443.
+        ca: PEM of the certificate that the server's must chain to; None: the system's.
+    """
+
+    endpoint: Annotated[str, AfterValidator(endpoint)]
+    bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")]
+    region: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,38}[a-z0-9]$")]
+    ca: Annotated[str, Field(pattern=r"^-----BEGIN CERTIFICATE-----\n")] | None = None
+
+
+class SftpSettings(Strict):
+    """A storage box for the backups: an account on an SFTP server, without a shell. Its key is a secret, not a setting.
+
+    Attributes:
+        path: absolute path of a folder for nothing else, as the account sees it.
+        host_keys: every host key of the server; the programs prefer different types.
+    """
+
+    host: Host
     port: Port
-    worker_stale_s: Seconds
-    metrics_ports: dict[str, Port]
-    sentry: bool
+    user: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")]
+    path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$")]
+    host_keys: Annotated[list[SshPublicKey], Field(min_length=1)]
 
 
 class OffsiteSettings(Strict):
-    """The off-site machine."""
+    """The off-site side: a machine, a bucket or a storage box."""
 
+    kind: Literal["machine", "s3", "sftp"]
+    s3: S3Settings | None
+    sftp: SftpSettings | None
     address: Host | None
     sftp_port: Port
     rest_port: Port
@@ -268,29 +385,18 @@ class OffsiteSettings(Strict):
     free_mb: Annotated[int, Field(ge=0)]
     deploy_repository: bool
 
-
-class DrillQuery(Strict):
-    """A question to a restored database, and the answer that proves it useful."""
-
-    name: Annotated[str, Field(min_length=1)]
-    database: SqlName
-    sql: Annotated[str, Field(min_length=1)]
-    expect: Annotated[str, Field(pattern=r"^(==|!=|>=|<=|>|<) -?\d+$")]
-
-
-class DataTable(Strict):
-    """A table, and the column that tells how recent it is."""
-
-    name: SqlName
-    timestamp: SqlName | None
-
-
-class DataClass(Strict):
-    """A promise, and the tables it is made for."""
-
-    name: Literal["must recover", "outbox", "evidence", "rebuildable", "operational"]
-    database: SqlName
-    tables: Annotated[list[DataTable], Field(min_length=1)]
+    @model_validator(mode="after")
+    def _what_keeps_the_backups_is_described(self) -> Self:
+        kinds = {
+            "s3": (self.s3, "endpoint, bucket and region"),
+            "sftp": (self.sftp, "host, port, user, path and host_keys"),
+        }
+        for kind, (described, keys) in kinds.items():
+            if self.kind == kind and described is None:
+                raise ValueError(f"offsite_kind {kind!r} needs offsite_{kind} with {keys}")
+            if self.kind != kind and described:
+                raise ValueError(f"offsite_{kind} needs offsite_kind {kind!r}, but it is {self.kind!r}; allowed: None")
+        return self
 
 
 class BackupsSettings(Strict):
@@ -298,6 +404,7 @@ class BackupsSettings(Strict):
 
     offsite: str | None
     archive_timeout_s: Annotated[int, Field(ge=10, le=3600)]
+    wal_stream: bool
     rto_budget_s: Seconds
     rpo_budget_s: Seconds
     repo1_days: Annotated[int, Field(ge=7, le=3650)]
@@ -311,22 +418,17 @@ class BackupsSettings(Strict):
     random_delay_s: Annotated[int, Field(ge=0, le=86400)]
     drill_port: Port
     drill_margin_mb: Megabytes
-    drill_queries: list[DrillQuery]
-    data_classes: list[DataClass]
 
 
 class EdgeSettings(Strict):
-    """The public door."""
+    """The ingress. What belongs to one service is in its service file (`minipc/config/service.py`)."""
 
-    domain: Domain
     acme: Literal["internal", "staging", "production", "other"]
     acme_url: TrustedUrl | None
     acme_root: Annotated[str, Field(pattern=r"^-----BEGIN CERTIFICATE-----\n")] | None
     acme_email: str | None
-    upstream: Annotated[str, Field(pattern=r"^[0-9.]+:\d+$")] | None
     http3: bool
     hsts_days: Annotated[int, Field(ge=0, le=3650)]
-    max_body_mb: Annotated[int, Field(ge=1, le=1024)]
     header_timeout_s: Annotated[int, Field(ge=1, le=60)]
     body_timeout_s: Annotated[int, Field(ge=1, le=3600)]
     log_days: Days
@@ -337,7 +439,7 @@ class EdgeSettings(Strict):
             raise ValueError("edge_acme 'other' needs edge_acme_url, the directory of the ACME server")
         if self.acme != "other" and (self.acme_url or self.acme_root):
             raise ValueError(
-                f"edge_acme_url and edge_acme_root are for edge_acme 'other', it is {self.acme!r}; allowed: None"
+                f"edge_acme_url and edge_acme_root need edge_acme 'other', but it is {self.acme!r}; allowed: None"
             )
         return self
 
@@ -352,7 +454,8 @@ class DnsRecord(Strict):
 class DnsSettings(Strict):
     """The public name's records at the DNS provider."""
 
-    provider: Literal["none", "cloudflare"]
+    provider: DnsProvider
+    options: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], str]
     zone: Domain | None
     records: list[DnsRecord]
     ttl_s: Annotated[int, Field(ge=60, le=86400)]
@@ -362,25 +465,30 @@ class DnsSettings(Strict):
     follow: bool
     follow_every_s: Annotated[int, Field(ge=60, le=3600)]
     address_url: TrustedUrl
-    api_url: TrustedUrl
+    api_url: TrustedUrl | None
 
     @model_validator(mode="after")
     def _records_are_in_the_zone(self) -> Self:
         if self.provider == "none":
             return self
         if self.zone is None or not self.records:
-            raise ValueError(f"dns_provider {self.provider!r} needs dns_zone and at least one of dns_records")
+            raise ValueError(
+                f"dns_provider {self.provider!r} needs dns_zone, and a public service or at least one of dns_records"
+            )
         for record in self.records:
             if record.name != self.zone and not record.name.endswith(f".{self.zone}"):
-                raise ValueError(f"{record.name!r} in dns_records is not in the zone {self.zone!r}")
+                raise ValueError(
+                    f"{record.name!r} is not in the zone {self.zone!r}; allowed: names in it (the domains of the "
+                    "services, or dns_records if you list the records yourself)"
+                )
             if self.records.count(record) > 1:
-                raise ValueError(f"{record.name!r} {record.type} is twice in dns_records")
+                raise ValueError(f"{record.name!r} {record.type} is in dns_records twice")
         return self
 
     @model_validator(mode="after")
     def _values_fit_each_other(self) -> Self:
         if self.cutover_ttl_s > self.ttl_s:
-            raise ValueError("dns_cutover_ttl_s is greater than dns_ttl_s; allowed: at most the same")
+            raise ValueError("dns_cutover_ttl_s is greater than dns_ttl_s; allowed: at most dns_ttl_s")
         if self.follow and self.provider == "none":
             raise ValueError("dns_follow needs a dns_provider")
         for key, version in (("ipv4", 4), ("ipv6", 6)):
@@ -397,7 +505,6 @@ class PrometheusSettings(Strict):
     retention_mb: Annotated[int, Field(ge=256)]
     scrape_interval_s: Annotated[int, Field(ge=5, le=60)]
     memory_mb: Annotated[int, Field(ge=96)]
-    error_budget_percent: Annotated[float, Field(ge=0.01, le=10)]
     set_memory_mb: Annotated[int, Field(ge=256)]
     pace: Annotated[int, Field(ge=1, le=10)]
 
@@ -405,10 +512,19 @@ class PrometheusSettings(Strict):
 class AlertmanagerSettings(Strict):
     """Who hears of it."""
 
-    slack: bool
-    slack_channel: Annotated[str, Field(pattern=r"^[#@][^\s]+$")] | None
+    channels: list[AnyChannel]
+    unattended: bool
     watchdog: bool
+    digest_day: Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"] | None
     runbook_url: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        names = [channel.name for channel in self.channels]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"alertmanager_channels: the name {twice[0]!r} is used twice")
+        return self
 
 
 class LokiSettings(Strict):
@@ -428,39 +544,15 @@ class SyslogNgSettings(Strict):
     buffer_mb: Annotated[int, Field(ge=16, le=65536)]
 
 
-class WatcherEmail(Strict):
-    """How mail is sent; the password is the secret `watcher.email_password`."""
-
-    server: Domain
-    port: Port
-    user: str
-    sender: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")]
-    to: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")]
-
-
 class WatcherSettings(Strict):
     """The external monitor, on the off-site machine."""
 
-    url: TrustedUrl | None
+    urls: list[TrustedUrl] | None
     address: Address | None
-    interval_s: Annotated[int, Field(ge=1, le=3600)]
-    timeout_s: Annotated[int, Field(ge=1, le=60)]
-    failures: Annotated[int, Field(ge=1, le=10)]
-    repeat_s: Seconds
-    ping_port: Port
-    ping_grace_s: Annotated[int, Field(ge=5)] | None
+    port: Port
+    retention_mb: Annotated[int, Field(ge=256)]
     disk_free_percent: Annotated[int, Field(ge=1, le=50)]
     copy_age_s: Annotated[int, Field(ge=3600)] | None
-    channels: Annotated[list[Literal["webhook", "ntfy", "email", "journal"]], Field(min_length=1)]
-    email: WatcherEmail | None
-
-    @model_validator(mode="after")
-    def _mail_needs_a_server(self) -> Self:
-        if "email" in self.channels and self.email is None:
-            raise ValueError("'email' in watcher_channels needs watcher_email")
-        if len(set(self.channels)) != len(self.channels):
-            raise ValueError("watcher_channels names a channel twice")
-        return self
 
 
 class GrafanaSettings(Strict):
@@ -480,7 +572,7 @@ class BundleSettings(Strict):
 class Settings(Strict):
     """Everything that may be set, by component."""
 
-    environment: Literal["lab", "production"]
+    environment: EnvironmentName
     secrets: SecretsSettings
     bundle: BundleSettings
     host: HostSettings
@@ -493,7 +585,7 @@ class Settings(Strict):
     redis: RedisSettings
     k3s: K3sSettings
     argocd: ArgocdSettings
-    workload: WorkloadSettings
+    services: ServicesSettings
     edge: EdgeSettings
     dns: DnsSettings
     prometheus: PrometheusSettings
@@ -502,6 +594,26 @@ class Settings(Strict):
     syslog_ng: SyslogNgSettings
     grafana: GrafanaSettings
 
+    @property
+    def where(self) -> Environment:
+        """Return the environment that the settings are for."""
+        return named(self.environment)
+
+    @property
+    def has_offsite(self) -> bool:
+        """Return whether backups leave the machine: to an off-site host, a bucket or a storage box."""
+        return self.backups.offsite is not None or self.offsite.kind != "machine"
+
+    @model_validator(mode="after")
+    def _there_is_one_off_site_side(self) -> Self:
+        if self.offsite.kind != "machine" and self.backups.offsite:
+            place = {"s3": "a bucket", "sftp": "a storage box"}[self.offsite.kind]
+            raise ValueError(
+                f"backups_offsite is {self.backups.offsite!r}, but offsite_kind {self.offsite.kind!r} keeps the "
+                f"backups in {place}; allowed: None"
+            )
+        return self
+
     @model_validator(mode="after")
     def _http3_finds_its_port_open(self) -> Self:
         if self.edge.http3 and 443 not in self.firewall.public_udp:
@@ -509,9 +621,18 @@ class Settings(Strict):
         return self
 
     @model_validator(mode="after")
-    def _stand_in_is_for_the_lab(self) -> Self:
-        if self.environment == "production" and self.workload.runtime == "stand-in":
-            raise ValueError("workload_runtime 'stand-in' is for the lab; in production: 'k3s'")
+    def _podman_is_for_the_lab(self) -> Self:
+        if self.services.runtime == "podman" and not self.where.disposable:
+            raise ValueError("services_runtime 'podman' is for the lab; in production: 'k3s'")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_is_notified(self) -> Self:
+        if not (self.alertmanager.channels or self.alertmanager.unattended or self.where.disposable):
+            raise ValueError(
+                "alertmanager_channels is empty: nobody would learn of a failure; add a channel, or set "
+                "alertmanager_unattended = True to accept that"
+            )
         return self
 
     @model_validator(mode="after")
@@ -530,8 +651,8 @@ class Settings(Strict):
                 mine, theirs = ip_network(claim), ip_network(other)
                 if mine.version == theirs.version and mine.overlaps(theirs):
                     raise ValueError(
-                        f"{whose}, {claim}, overlaps {key} {other}: the tunnel would swallow it; allowed: addresses of "
-                        f"its own, such as those of {self.vpn.network}"
+                        f"{whose}, {claim}, overlaps {key} {other}: the tunnel would hide it; allowed: unused "
+                        f"addresses, such as those of {self.vpn.network}"
                     )
         return self
 
@@ -539,7 +660,7 @@ class Settings(Strict):
     def _somebody_can_still_come_in(self) -> Self:
         if self.firewall.operator_access == "vpn" and not self.vpn.peers:
             raise ValueError(
-                "firewall_operator_access 'vpn' without vpn_peers would lock everybody out; add one: "
+                "firewall_operator_access 'vpn' without vpn_peers would lock everybody out; add a client: "
                 "`minipc vpn add NAME`"
             )
         return self

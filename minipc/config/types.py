@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import ipaddress
 import re
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -13,6 +16,8 @@ _LABEL = re.compile(r"^(?!-)[a-z0-9-]{1,63}(?<!-)$")
 _USER = re.compile(r"^[a-z_][a-z0-9_-]{0,31}$")
 _INTERFACE = re.compile(r"^[A-Za-z0-9._-]{1,15}$")
 _UNIT = re.compile(r"^[a-z][a-z0-9-]{0,31}$")
+# Lexicon guesses by itself, is for files of a name server on this computer, and two old names.
+_NOT_A_DNS_PROVIDER = {"auto", "linode4", "localzone", "zeit"}
 _IDENTIFIER = re.compile(r"^[a-z_][a-z0-9_]{0,62}$")
 
 
@@ -27,11 +32,25 @@ def _domain(value: str) -> str:
     raise ValueError(f"not a domain name; allowed: lower-case labels joined by dots, such as 'www.example.org'{hint}")
 
 
+def _dns_provider(value: str) -> str:
+    if value == "none":
+        return value
+    spec = find_spec("lexicon")  # without loading it
+    folders = spec.submodule_search_locations if spec else None
+    files = [path for folder in folders or () for path in Path(folder).glob("_private/providers/[!_]*.py")]
+    allowed = ["none", *sorted({path.stem for path in files} - _NOT_A_DNS_PROVIDER)]
+    if value not in allowed:
+        near = difflib.get_close_matches(value, allowed, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"not a DNS provider that lexicon knows; allowed: {', '.join(allowed)}{hint}")
+    return value
+
+
 def _registry(value: str) -> str:
     name, colon, port = value.partition(":")
     if colon and port.isdigit():
         if not 0 < int(port) < 65536:
-            raise ValueError(f"no TCP port: {port}; allowed: 1 to 65535")
+            raise ValueError(f"not a TCP port: {port}; allowed: 1 to 65535")
         return f"{name if name == 'localhost' else _domain(name)}:{port}"
     return _domain(value)
 
@@ -66,6 +85,17 @@ def _host(value: str) -> str:
         if re.fullmatch(r"[\d.]+", value):
             raise ValueError("not an IP address; allowed: an IP address or a domain name") from None
         return _domain(value)
+
+
+def endpoint(value: str) -> str:
+    """Return a host with an optional TCP port, as S3 has it. Raise ValueError with what is allowed."""
+    if "/" in value:
+        bare = re.sub(r"^[a-z0-9]+://", "", value.strip()).split("/")[0]
+        raise ValueError(f"not a host; allowed: HOST or HOST:PORT, without https://; did you mean {bare!r}?")
+    host, colon, port = value.partition(":")
+    if colon and not (port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"not a TCP port: {port!r}; allowed: 1 to 65535")
+    return f"{_host(host)}{colon}{port}"
 
 
 def _pattern(pattern: re.Pattern[str], what: str, example: str) -> AfterValidator:
@@ -110,6 +140,7 @@ def _url(value: str) -> str:
 
 
 Domain = Annotated[str, AfterValidator(_domain)]
+DnsProvider = Annotated[str, AfterValidator(_dns_provider)]
 Registry = Annotated[str, AfterValidator(_registry)]
 Cidr = Annotated[str, AfterValidator(_cidr)]
 Address = Annotated[str, AfterValidator(_address)]
@@ -122,7 +153,7 @@ _CALENDAR = re.compile(
 
 def _calendar(value: str) -> str:
     if not _CALENDAR.match(value):
-        raise ValueError("not a calendar expression of systemd; allowed: such as 'Sun 02:30', '03:30' or '00/6:15'")
+        raise ValueError("not a systemd calendar expression; allowed: for example 'Sun 02:30', '03:30' or '00/6:15'")
     return value
 
 
@@ -134,7 +165,7 @@ SshPublicKey = Annotated[str, AfterValidator(_ssh_public_key)]
 UserName = Annotated[str, _pattern(_USER, "a user name", "operator")]
 Interface = Annotated[str, _pattern(_INTERFACE, "a network interface name", "enp1s0")]
 UnitName = Annotated[str, _pattern(_UNIT, "a name for a unit", "prometheus")]
-SqlName = Annotated[str, _pattern(_IDENTIFIER, "an SQL identifier", "workload")]
+SqlName = Annotated[str, _pattern(_IDENTIFIER, "an SQL identifier", "shop")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Megabytes = Annotated[int, Field(ge=1)]
 Days = Annotated[int, Field(ge=1, le=3650)]

@@ -1,5 +1,5 @@
 """Public DNS: which machine the service's name leads to, and moving it to another one.
 
-`records`, `changes`, `exchange`, `cloudflare`, `address`, `reserved` and `follow` also run on the machine itself, where
-only the standard library and httpx are at hand: they import nothing else of minipc but `minipc.errors`.
+The modules in `minipc.dns.shipped.OURS` also run on the machine itself. There they have the standard library, lexicon,
+requests and urllib3, and they import nothing else of minipc but `minipc.core.errors` and `reserved_addresses`.
 """

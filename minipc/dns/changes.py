@@ -7,8 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from minipc.dns.exchange import DELAYS_S, Sleep
-from minipc.dns.records import DnsError, Provider, Record
+from minipc.dns.records import DELAYS_S, DnsError, Provider, Record, Sleep
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,12 @@ class Change:
             parts.append(f"{self.present.content} -> {self.wanted.content}")
         if self.present.ttl_s != self.wanted.ttl_s:
             parts.append(f"ttl {self.present.cached_s} -> {self.wanted.cached_s} s")
-        if self.present.comment != self.wanted.comment:
+        if self.present.holder != self.wanted.holder:
             parts.append(f"held by {self.present.holder or 'no machine'} -> {self.wanted.holder}")
         return f"{self.wanted}: {', '.join(parts)}"
 
     def apply(self, provider: Provider) -> None:
-        """Does it. Raises DnsError, SecretError."""
+        """Apply the change. Raises DnsError or SecretError."""
         if self.present is None:
             provider.create(self.wanted)
         else:
@@ -39,7 +38,7 @@ class Change:
 
 
 def find(present: Iterable[Record], name: str, kind: str) -> Record | None:
-    """The one record of this name and type, or None.
+    """Return the one record of this name and type, or None.
 
     Raises:
         DnsError: several of them, or a record that leaves no room for it.
@@ -48,21 +47,21 @@ def find(present: Iterable[Record], name: str, kind: str) -> Record | None:
     alias = next((record for record in named if record.type == "CNAME"), None)
     if alias is not None:  # RFC 1034, 3.6.2
         raise DnsError(
-            f"{name} has a CNAME record ({alias.content}), which leaves no room for {kind}",
-            f"remove the CNAME record of {name}, or take {name} off dns_records; nothing was changed",
+            f"{name} has a CNAME record ({alias.content}), so it cannot have a record of type {kind}",
+            f"remove the CNAME record of {name}, or remove {name} from dns_records; nothing was changed",
         )
     found = [record for record in named if record.type == kind]
     if len(found) > 1:
         contents = ", ".join(record.content for record in found)
         raise DnsError(
-            f"{name} has {len(found)} {kind} records ({contents}); one machine answers one",
+            f"{name} has {len(found)} {kind} records ({contents}), but minipc manages exactly one",
             f"remove all but one {kind} record of {name}; nothing was changed",
         )
     return found[0] if found else None
 
 
 def changes(present: Sequence[Record], wanted: Iterable[Record]) -> list[Change]:
-    """What has to be done; nothing for a record that has the address and the holder, whatever its TTL.
+    """Return the changes to make. A record with the right address and holder needs none, whatever its TTL.
 
     Raises:
         DnsError: as in `find`.
@@ -91,7 +90,7 @@ def _towards(there: Record | None, wanted: Record) -> Record:
 
 
 def confirm(provider: Provider, wanted: Sequence[Record], sleep: Sleep = time.sleep) -> None:
-    """Reads the records back and compares them, several times if need be: a change may take a moment to show.
+    """Read the records back and compare them, several times if needed: a change may take a moment to appear.
 
     Raises:
         DnsError: what is there is not what was set; names record and both values.
@@ -106,8 +105,8 @@ def confirm(provider: Provider, wanted: Sequence[Record], sleep: Sleep = time.sl
         if delay is not None:
             sleep(delay)
     raise DnsError(
-        f"read back, the records are not what was set: {'; '.join(different)}",
-        "does something else change them too? `minipc dns show`, then run again",
+        f"the records differ from what was just set: {'; '.join(different)}",
+        "check with `minipc dns show` whether something else changes them too, then run again",
     )
 
 
@@ -117,9 +116,9 @@ def _difference(present: Sequence[Record], wanted: Record) -> str:
         return f"{wanted} is missing"
     if not same_content(there, wanted):
         return f"{wanted} is {there.content}, not {wanted.content}"
-    if there.comment != wanted.comment:
+    if there.holder != wanted.holder:
         return f"{wanted} is held by {there.holder or 'no machine'}, not {wanted.holder or 'no machine'}"
-    if there.ttl_s != wanted.ttl_s and not there.proxied:
+    if there.ttl_s not in (wanted.ttl_s, 0) and not there.proxied:
         return f"{wanted} has ttl {there.ttl_s}, not {wanted.ttl_s}"
     return ""
 

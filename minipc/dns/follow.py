@@ -3,7 +3,7 @@
     python3 -m minipc.dns.follow CONFIG TOKEN            once, then ends
     python3 -m minipc.dns.follow CONFIG --address A      prints the public address and ends
 
-Only records that this machine holds are touched: the cutover writes the holder's identity into the record's comment.
+Only records that this machine holds are touched: the cutover writes the holder's identity into a TXT record.
 So an old machine that comes back after its successor took over changes nothing.
 """
 
@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
+from minipc.core.errors import MinipcError
 from minipc.dns.address import public_address
 from minipc.dns.changes import Change, confirm, find, same_content
-from minipc.dns.cloudflare import Cloudflare
+from minipc.dns.lexicon_provider import LexiconProvider
 from minipc.dns.records import Kind, Provider
-from minipc.errors import MinipcError
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,16 @@ class FollowConfig:
 
     Attributes:
         identity: this machine's.
+        provider: lexicon's name of the DNS provider.
+        options: lexicon's options for it that are not secret.
         records: names and types.
     """
 
     identity: str
+    provider: str
+    options: dict[str, str]
     zone: str
-    api_url: str
+    api_url: str | None
     address_url: str
     records: tuple[tuple[str, Kind], ...]
 
@@ -46,7 +50,7 @@ def follow(
     """Brings the records that this machine holds in line with its address; returns what was changed.
 
     Raises:
-        DnsError, SecretError: the provider or the address can't be had, or the records don't stay as set.
+        DnsError, SecretError: the provider or the address is not available, or the records don't stay as set.
     """
     present = provider.records()
     held = []
@@ -55,7 +59,7 @@ def follow(
         if record is not None and record.holder == config.identity:
             held.append(record)
         else:
-            say(f"{name} {kind}: {_why_not(record.holder if record else None)}; left alone")
+            say(f"{name} {kind}: {_why_not(record.holder if record else None)}; not changed")
     addresses = {kind: ask(kind) for kind in dict.fromkeys(cast(Kind, record.type) for record in held)}
     wanted = [replace(record, content=addresses[cast(Kind, record.type)]) for record in held]
     needed = [Change(old, new) for old, new in zip(held, wanted, strict=True) if not same_content(old, new)]
@@ -67,24 +71,28 @@ def follow(
 
 
 def _why_not(holder: str | None) -> str:
-    return f"held by another machine ({holder})" if holder else "held by no machine, `minipc dns cutover` gives it one"
+    return f"held by another machine ({holder})" if holder else "not held by a machine; run `minipc dns cutover`"
 
 
 def read_config(path: Path) -> FollowConfig:
-    """Raises MinipcError when the file isn't what deploys/dns.py writes."""
+    """Read the settings. Raises MinipcError if the file is not what deploys/dns.py writes."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         records = tuple((str(name), kind) for name, kind in values.pop("records") if kind in get_args(Kind))
         return FollowConfig(**values, records=records)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise MinipcError(f"{path} can't be used ({type(error).__name__})", "`minipc apply dns` writes it") from None
+        raise MinipcError(
+            f"{path} is not valid ({type(error).__name__})", "run `minipc apply dns` to write it again"
+        ) from None
 
 
 def _token(path: Path) -> str:
     try:
         return path.read_bytes().decode(errors="replace").strip()
     except OSError as error:
-        raise MinipcError(f"the token file {path} can't be read: {error.strerror}", "`minipc apply dns`") from None
+        raise MinipcError(
+            f"the token file {path} cannot be read: {error.strerror}", "run `minipc apply dns` to write it again"
+        ) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,10 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = read_config(options.config)
         if options.address:
-            print(public_address(options.address, config.address_url, say=_warn))
+            print(public_address(options.address, config.address_url))
         elif options.token:
-            provider = Cloudflare(config.zone, _token(options.token), config.api_url, say=_warn)
-            changed = follow(config, provider, lambda kind: public_address(kind, config.address_url, say=_warn))
+            provider = LexiconProvider(
+                config.provider, config.zone, _token(options.token), config.options, config.api_url, say=_warn
+            )
+            changed = follow(config, provider, lambda kind: public_address(kind, config.address_url))
             print(f"{len(changed)} changed")
         else:
             parser.error("TOKEN or --address is needed")

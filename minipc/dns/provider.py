@@ -6,33 +6,34 @@ from collections.abc import Mapping
 
 from minipc import secrets
 from minipc.config import Settings
-from minipc.dns.cloudflare import Cloudflare
-from minipc.dns.exchange import Say, silent
-from minipc.dns.records import Kind, Record
-from minipc.errors import ConfigError, RefusedError
-from minipc.secrets.catalogue import DNS_TOKEN
+from minipc.core.errors import ConfigError, RefusedError
+from minipc.dns.lexicon_provider import LexiconProvider
+from minipc.dns.records import Kind, Record, Say, silent
+from minipc.secrets.catalogue import dns_credentials
 
 Addresses = Mapping[Kind, str]
 
 
-def open_provider(settings: Settings, say: Say = silent) -> Cloudflare:
-    """The provider; nothing is asked before the first use.
+def open_provider(settings: Settings, say: Say = silent) -> LexiconProvider:
+    """Return the provider. It sends no request before its first use.
 
     Raises:
         ConfigError: none is configured.
-        SecretError: its token is missing.
+        SecretError: its credentials are missing.
     """
     if settings.dns.provider == "none" or settings.dns.zone is None:
         raise ConfigError(
             "no DNS provider is configured (dns_provider)",
-            "set dns_provider, dns_zone and dns_records in group_data/, or change the records by hand",
+            "set dns_provider, dns_zone and dns_records in group_data/, or change the records manually",
         )
-    token = secrets.load(settings.environment, [DNS_TOKEN])[DNS_TOKEN]
-    return Cloudflare(settings.dns.zone, token.reveal(), settings.dns.api_url, say=say)
+    dns = settings.dns
+    name = dns_credentials(dns.provider)
+    credentials = secrets.load(settings.environment, [name])[name]
+    return LexiconProvider(dns.provider, settings.dns.zone, credentials.reveal(), dns.options, dns.api_url, say=say)
 
 
 def wanted_records(settings: Settings, identity: str | None, addresses: Addresses) -> list[Record]:
-    """The configured records as they are right after a cutover: these addresses, held by this machine, a short TTL.
+    """Return the configured records as right after a cutover: these addresses, held by this machine, a short TTL.
 
     Raises:
         RefusedError: the machine was never adopted.
@@ -40,14 +41,14 @@ def wanted_records(settings: Settings, identity: str | None, addresses: Addresse
     """
     if identity is None:
         raise RefusedError(
-            "the machine has no identity yet; records are held by one machine, so that an old one can't take them back",
-            "`minipc adopt` first",
+            "the machine has no identity yet; each record belongs to one machine, so that an old one cannot change it",
+            "run `minipc adopt` first",
         )
     missing = [f"{record.name} {record.type}" for record in settings.dns.records if record.type not in addresses]
     if missing:
         raise ConfigError(
             f"no address is known for {', '.join(missing)}",
-            "give --ipv4 or --ipv6, set dns_ipv4 or dns_ipv6, or set dns_follow and converge: then the machine tells",
+            "give --ipv4 or --ipv6, or set dns_ipv4 or dns_ipv6; with dns_follow, the machine finds its address",
         )
     return [
         Record(record.name, record.type, addresses[record.type], settings.dns.cutover_ttl_s).held_by(identity)
@@ -56,6 +57,6 @@ def wanted_records(settings: Settings, identity: str | None, addresses: Addresse
 
 
 def configured_addresses(settings: Settings) -> dict[Kind, str]:
-    """The fixed addresses from `dns_ipv4` and `dns_ipv6`."""
+    """Return the fixed addresses from `dns_ipv4` and `dns_ipv6`."""
     fixed: dict[Kind, str | None] = {"A": settings.dns.ipv4, "AAAA": settings.dns.ipv6}
     return {kind: address for kind, address in fixed.items() if address}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from minipc.errors import MinipcError
+from minipc.core.errors import MinipcError
 
 Kind = Literal["A", "AAAA"]
+Sleep = Callable[[float], None]
+Say = Callable[[str], None]
 
-# Cloudflare's word for "leave it to us": resolvers are told 300 s then.
+DELAYS_S = (1.0, 4.0, 16.0)
+"""Waits between attempts, seconds."""
+# Cloudflare's word for "the provider decides". Resolvers are told 300 s then.
 AUTOMATIC_TTL = 1
 _AUTOMATIC_TTL_S = 300
 _HOLDER = re.compile(r"minipc ([0-9a-f-]{36})")
@@ -19,6 +23,10 @@ _HOLDER = re.compile(r"minipc ([0-9a-f-]{36})")
 
 class DnsError(MinipcError):
     """The provider refused, did not answer, or did not do what it said; names the record or the zone."""
+
+
+def silent(text: str) -> None:
+    """Discard a message, for callers without a terminal."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,9 @@ class Record:
         name: full name, lower case, without a dot at the end.
         type: "A", "AAAA", or whatever else is there.
         content: for A and AAAA the address.
-        ttl_s: seconds that resolvers may keep it; AUTOMATIC_TTL: the provider decides.
-        comment: a note that only the provider's users see; ours says which machine holds the record.
+        ttl_s: seconds that resolvers may keep it; AUTOMATIC_TTL: the provider decides; 0: it does not tell.
+        holder: identity of the machine that may change the address by itself; None: no machine may. It is kept in a
+            TXT record `_minipc.NAME`, for all records of that name.
         proxied: the provider answers with addresses of its own and forwards; the TTL is then the provider's.
         id: the provider's name for it; empty for one that isn't there yet.
     """
@@ -39,7 +48,7 @@ class Record:
     type: str
     content: str
     ttl_s: int
-    comment: str = ""
+    holder: str | None = None
     proxied: bool = False
     id: str = ""
 
@@ -51,25 +60,30 @@ class Record:
         """How long resolvers keep it, seconds."""
         return _AUTOMATIC_TTL_S if self.ttl_s == AUTOMATIC_TTL else self.ttl_s
 
-    @property
-    def holder(self) -> str | None:
-        """Identity of the machine that may change the address by itself; None: no machine may."""
-        found = _HOLDER.fullmatch(self.comment)
-        return found[1] if found else None
-
     def held_by(self, identity: str) -> Record:
-        """The same record, held by a machine."""
-        return replace(self, comment=f"minipc {identity}")
+        """Return the same record, held by a machine."""
+        return replace(self, holder=identity)
+
+
+def holder_name(name: str) -> str:
+    """Return the name of the TXT record that names the holder of a name's records."""
+    return f"_minipc.{name}"
+
+
+def identity_in(text: str) -> str | None:
+    """Return the machine's identity in the text of a holder's TXT record; None if it is another text."""
+    found = _HOLDER.fullmatch(text)
+    return found[1] if found else None
 
 
 class Provider(Protocol):
-    """The records of one zone. Every method raises DnsError, or SecretError when the token is refused."""
+    """The records of one zone. Every method raises DnsError, or SecretError when the credentials are refused."""
 
     def records(self) -> Sequence[Record]:
-        """All records of the zone."""
+        """Return all records of the zone."""
 
     def create(self, record: Record) -> None:
-        """Adds a record."""
+        """Add a record."""
 
     def update(self, present: Record, wanted: Record) -> None:
-        """Changes what differs; `present` is as `records` returned it."""
+        """Change what differs; `present` is as `records` returned it."""

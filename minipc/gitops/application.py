@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from minipc.errors import CouldNotVerifyError, RefusedError
-from minipc.gitops.cluster import APPLICATION, ARGOCD, Cluster, get, kubectl
-from minipc.wording import one_line
+from minipc.core.errors import CouldNotVerifyError, RefusedError
+from minipc.core.formatting import one_line
+from minipc.core.polling import wait_until
+from minipc.gitops.cluster import ARGOCD, Cluster, get, kubectl
 
 REFRESH = "argocd.argoproj.io/refresh"
 RUNNING = ("Running", "Terminating")
@@ -74,6 +76,7 @@ class Application:
     operation: the phase of the last sync: Running, Succeeded, Failed, Error; empty when there was none.
     operation_message: what ArgoCD says about it.
     operation_revision: the commit it was for.
+    result_revision: the commit that ArgoCD says it synced; empty when it says none.
     operation_started: RFC 3339; empty when there was none.
     operation_by: who asked for it.
     steps: its objects.
@@ -91,6 +94,7 @@ class Application:
     operation: str
     operation_message: str
     operation_revision: str
+    result_revision: str
     operation_started: str
     operation_by: str
     steps: tuple[Step, ...]
@@ -119,7 +123,7 @@ class Application:
 
 
 def parse(data: Mapping[str, Any]) -> Application:
-    """Reads an Application; what ArgoCD hasn't written yet is empty."""
+    """Read an Application. A field that ArgoCD has not written yet is empty."""
     spec, status = data["spec"], data.get("status", {})
     source, operation = spec["source"], status.get("operationState", {})
     result = operation.get("syncResult", {})
@@ -137,6 +141,7 @@ def parse(data: Mapping[str, Any]) -> Application:
         ),
         operation=operation.get("phase", ""),
         operation_message=one_line(operation.get("message", "")),
+        result_revision=result.get("revision", ""),
         operation_revision=result.get("revision") or asked.get("sync", {}).get("revision", ""),
         operation_started=operation.get("startedAt", ""),
         operation_by=_who(asked.get("initiatedBy", {})),
@@ -169,8 +174,8 @@ def _problems(status: Mapping[str, Any]) -> Iterator[str]:
             yield f"{each['kind']} {each['name']}: {health['status']}{f': {message}' if message else ''}"
 
 
-def read(cluster: Cluster, name: str = APPLICATION) -> Application:
-    """The application as it is now.
+def read(cluster: Cluster, name: str) -> Application:
+    """Return the application as it is now.
 
     Raises:
         CouldNotVerifyError: there is none, or the cluster doesn't answer.
@@ -178,7 +183,7 @@ def read(cluster: Cluster, name: str = APPLICATION) -> Application:
     return parse(get(cluster, "applications.argoproj.io", name, "-n", ARGOCD))
 
 
-def refresh(cluster: Cluster, name: str = APPLICATION, *, timeout_s: float = 60) -> Application:
+def refresh(cluster: Cluster, name: str, *, timeout_s: float = 60) -> Application:
     """Has ArgoCD look at Git and the cluster now, and reads the application.
 
     Raises:
@@ -187,35 +192,52 @@ def refresh(cluster: Cluster, name: str = APPLICATION, *, timeout_s: float = 60)
     kubectl(
         cluster, "annotate", "applications.argoproj.io", name, "-n", ARGOCD, f"{REFRESH}=normal", "--overwrite"
     )  # the controller takes the annotation away once it has looked
-    give_up_at = time.monotonic() + timeout_s
-    while True:
-        data = get(cluster, "applications.argoproj.io", name, "-n", ARGOCD)
-        if REFRESH not in data["metadata"].get("annotations", {}):
-            return parse(data)
-        if time.monotonic() > give_up_at:
-            raise CouldNotVerifyError(
-                f"ArgoCD has not looked at the repository within {timeout_s:.0f} s",
-                "`minipc verify argocd`; its logs: kubectl -n argocd logs statefulset/argocd-application-controller",
-            )
-        time.sleep(1.0)
+    data = wait_until(
+        lambda: get(cluster, "applications.argoproj.io", name, "-n", ARGOCD),
+        within_s=timeout_s,
+        every_s=1.0,
+        until=_has_looked,
+    )
+    if not _has_looked(data):
+        raise CouldNotVerifyError(
+            f"ArgoCD did not read the repository within {timeout_s:.0f} s",
+            "`minipc verify argocd`; its logs: kubectl -n argocd logs statefulset/argocd-application-controller",
+        )
+    return parse(data)
 
 
-def start(
-    cluster: Cluster, application: Application, revision: str, by: str, name: str = APPLICATION, *, prune: bool = True
-) -> None:
+def _has_looked(application: dict[str, Any]) -> bool:
+    return REFRESH not in application["metadata"].get("annotations", {})
+
+
+def demand_idle(application: Application) -> None:
+    """Raise RefusedError if a sync is under way."""
+    if application.running:
+        raise RefusedError(
+            f"a sync to {application.operation_revision[:12]} is running",
+            "wait for it (`minipc release status`), or stop it: `minipc release stop`",
+        )
+
+
+def other_revision(after: Application, commit: str) -> str:
+    """Say that ArgoCD has synced another commit than it was asked to; empty when it reports the right one."""
+    if after.result_revision == commit and after.deployed == commit:
+        return ""
+    return f"ArgoCD reports {after.result_revision[:12] or 'no commit'}, not {commit[:12]}"
+
+
+def start(cluster: Cluster, application: Application, revision: str, by: str, name: str, *, prune: bool = True) -> None:
     """Asks ArgoCD to sync to a commit, as its own API would.
 
     Args:
+        revision: full hash. A branch would be looked up by ArgoCD, which may find another commit than was approved.
         prune: remove what the commit no longer has.
 
     Raises:
         RefusedError: a sync is under way.
         CouldNotVerifyError: the cluster doesn't answer.
     """
-    if application.running:
-        raise RefusedError(
-            f"a sync to {application.operation_revision[:12]} is under way", "wait for it: `minipc release status`"
-        )
+    demand_idle(application)
     operation = {
         "initiatedBy": {"username": by},
         "sync": {"revision": revision, "prune": prune, "syncOptions": list(application.options)},
@@ -225,18 +247,33 @@ def start(
     kubectl(cluster, "patch", "applications.argoproj.io", name, "-n", ARGOCD, "--type", "merge", "-p", patch)
 
 
+def stop(cluster: Cluster, name: str) -> None:
+    """Ask ArgoCD to end the sync that is under way, as its own API would. Raises CouldNotVerifyError."""
+    patch = json.dumps({"status": {"operationState": {"phase": "Terminating"}}})
+    kubectl(cluster, "patch", "applications.argoproj.io", name, "-n", ARGOCD, "--type", "merge", "-p", patch)
+
+
+def wait_idle(cluster: Cluster, name: str, timeout_s: float) -> bool:
+    """Wait until no sync is under way, and return whether that is so. Raises CouldNotVerifyError."""
+    return wait_until(lambda: not read(cluster, name).running, timeout_s, 1.0)
+
+
 def wait(
     cluster: Cluster,
     before: Application,
     *,
     timeout_s: float,
     show: Callable[[Step], None],
-    name: str = APPLICATION,
-    pause_s: float = 2.0,
+    name: str,
+    watch: Callable[[Application], None] = lambda _: None,
+    pause_s: float = 1.0,
 ) -> Application:
-    """Waits for the sync that was started after `before` was read; shows each step as it changes.
+    """Wait for the sync that was started after `before` was read, and show each step as it changes.
 
     A cluster that doesn't answer for a moment is asked again.
+
+    Args:
+        watch: called again and again while the sync goes on; what it raises ends the waiting.
 
     Raises:
         CouldNotVerifyError: it isn't over after so many seconds, or the cluster doesn't answer for a minute.
@@ -260,9 +297,11 @@ def wait(
                     show(step)
             if not now.running:
                 return now
+            with suppress(CouldNotVerifyError):
+                watch(now)
         if time.monotonic() > give_up_at:
             raise CouldNotVerifyError(
-                f"the sync is not over after {timeout_s:.0f} s: {now.operation or 'not begun'} {now.operation_message}",
-                "it goes on without us: `minipc release status`",
+                f"the sync did not end in {timeout_s:.0f} s: {now.operation or 'not started'} {now.operation_message}",
+                "it continues on the machine; `minipc release status` shows it, `minipc release stop` ends it",
             )
         time.sleep(pause_s)

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from minipc.errors import ConfigError, CouldNotVerifyError
+from minipc.config.service import Service
+from minipc.core.errors import ConfigError, CouldNotVerifyError
 from minipc.gitops.application import Application
-from minipc.gitops.cluster import NAMESPACE, Cluster, Object, items, kubectl
+from minipc.gitops.cluster import COMPONENT, Cluster, Object, items, kubectl, label
 
 REVISION = "org.opencontainers.image.revision"
 DIGEST = "minipc.local/image-digest"
@@ -26,7 +27,7 @@ class Traced:
 
     Attributes:
         pod: its name.
-        component: api, ingest, …
+        component: process, cron job or job of a release.
         state: Running and ready, or what it is instead.
         image: reference, as in the manifest.
         digest: of the image that desired state names.
@@ -54,20 +55,17 @@ class Traced:
         return bool(self.runs) and self.digest == self.runs
 
 
-def trace(cluster: Cluster, pod: str | None = None) -> list[Traced]:
-    """All pods of the service, or one.
+def trace(cluster: Cluster, service: str, pod: str | None = None) -> list[Traced]:
+    """All pods of a service, or the one of that name, if it is among them.
 
     Raises:
-        ConfigError: there is no such pod.
         CouldNotVerifyError: the cluster doesn't answer.
     """
-    pods = items(cluster, "pods")
-    if pod is not None:
-        pods = [each for each in pods if each["metadata"]["name"] == pod]
-        if not pods:
-            raise ConfigError(f"there is no pod {pod} in {NAMESPACE}", "`minipc trace` lists them")
-    owners = {each["metadata"]["name"]: each for each in items(cluster, "replicasets.apps")}
-    deployments = {each["metadata"]["name"]: each for each in items(cluster, "deployments.apps")}
+    pods = [each for each in items(cluster, "pods", service) if pod in (None, each["metadata"]["name"])]
+    if not pods:
+        return []
+    owners = {each["metadata"]["name"]: each for each in items(cluster, "replicasets.apps", service)}
+    deployments = {label(each, COMPONENT): each for each in items(cluster, "deployments.apps", service)}
     digests = imported(cluster.run("k3s ctr -n k8s.io images ls"))
     found = [_traced(each, owners, deployments, digests) for each in pods]
     return sorted(found, key=lambda each: (each.component, each.started))
@@ -87,10 +85,10 @@ def _traced(
     statuses = status.get("containerStatuses") or [{}]
     owner = next((each["name"] for each in meta.get("ownerReferences", []) if each["kind"] == "ReplicaSet"), "")
     number = _rollout(owners.get(owner))
-    deployment = deployments.get(labels.get("app.kubernetes.io/component", ""))
+    deployment = deployments.get(labels.get(COMPONENT, ""))
     return Traced(
         pod=meta["name"],
-        component=labels.get("app.kubernetes.io/component", ""),
+        component=labels.get(COMPONENT, ""),
         state=_state(pod),
         image=spec["containers"][0]["image"],
         digest=annotations.get(DIGEST, ""),
@@ -107,7 +105,7 @@ def _rollout(owner: Object | None) -> str:
 
 
 def _digest(image_id: str, digests: Mapping[str, str]) -> str:
-    """The manifest's digest. For an image imported from a file the runtime may only know name or configuration."""
+    """Return the manifest's digest. Of an image from a file the runtime may only know name or configuration."""
     _, _, digest = image_id.rpartition("@")
     return digests.get(image_id) or (digest if digest.startswith("sha256:") else "")
 
@@ -125,8 +123,8 @@ def _state(pod: Object) -> str:
     return phase if ready or phase != "Running" else "Running, not ready"
 
 
-def answering(cluster: Cluster, url: str, domain: str) -> tuple[str, str]:
-    """Which pod answers a request through the public door, and the request's id.
+def answering(cluster: Cluster, url: str, service: Service) -> tuple[str, str]:
+    """Return the pod that answers a request through the public ingress, and the id of the request.
 
     The id is the edge's own; the pod's log has it. Nothing about pods leaves the machine.
 
@@ -134,15 +132,17 @@ def answering(cluster: Cluster, url: str, domain: str) -> tuple[str, str]:
         ConfigError: the address is not the service's.
         CouldNotVerifyError: no pod logged the request.
     """
-    parts = urlsplit(url)
-    if parts.hostname not in (None, domain):
-        raise ConfigError(f"{url} is not at {domain}", f"for example https://{domain}/api/parking")
-    address = f"https://{domain}{parts.path or '/api/parking'}"
-    command = f"curl -sk --max-time 10 -o /dev/null -D - --resolve {domain}:443:127.0.0.1 {shlex.quote(address)}"
+    parts, domain = urlsplit(url), service.domain
+    if service.front is None or parts.hostname not in (None, *(service.ingress.domains if service.ingress else ())):
+        raise ConfigError(f"{url} is not a URL of {domain}", f"use for example https://{domain}/")
+    host = parts.hostname or domain
+    address = f"https://{host}{parts.path or '/'}"
+    command = f"curl -sk --max-time 10 -o /dev/null -D - --resolve {host}:443:127.0.0.1 {shlex.quote(address)}"
     found = REQUEST_ID.search(cluster.run(command).replace("\r", ""))
     if not found:
-        raise CouldNotVerifyError(f"{address}: the edge gave the request no id", "`minipc verify edge`")
-    logs = ("logs", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=api", "--prefix", "--since=1m", "--tail=-1")
+        raise CouldNotVerifyError(f"{address}: the answer has no request id", "run `minipc verify edge`")
+    selector = f"{COMPONENT}={service.front[0]}"
+    logs = ("logs", "-n", service.name, "-l", selector, "--prefix", "--since=1m", "--tail=-1")
     for _ in range(ATTEMPTS):
         pod = pod_of(kubectl(cluster, *logs), found[1])
         if pod:
@@ -151,20 +151,21 @@ def answering(cluster: Cluster, url: str, domain: str) -> tuple[str, str]:
     else:
         raise CouldNotVerifyError(
             f"no pod logged the request {found[1]} for {address}",
-            "ask for a screen, such as /api/parking: probes are not logged, and the edge answers some paths itself",
+            "use the URL of a page that the service logs with its X-Request-ID; probes may not be logged, and Caddy "
+            "answers some paths itself",
         )
     return pod, found[1]
 
 
 def pod_of(logs: str, request_id: str) -> str:
-    """The pod that logged a request, from `kubectl logs --prefix`: [pod/NAME/CONTAINER] LINE; empty when none did."""
+    """Return the pod that logged a request; empty if none did. `kubectl logs --prefix`: [pod/NAME/CONTAINER] LINE."""
     for line in logs.splitlines():
         found = re.match(r"\[pod/([^/\]]+)/[^\]]*\] ", line)
-        if found and f'"{request_id}"' in line:
+        if found and request_id in line:
             return found[1]
     return ""
 
 
 def desired_state(application: Application, traced: Sequence[Traced]) -> str:
-    """The commit of the deploy repository that these pods come from; empty when ArgoCD has synced none."""
+    """Return the commit of the deploy repository that these pods come from; empty if ArgoCD has synced none."""
     return application.attempted if all(each.current for each in traced) else application.deployed

@@ -1,4 +1,4 @@
-"""What was logged on the machine: from Loki where it is, else from the journal."""
+"""Read the machine's logs: from Loki if it is available, else from the journal and files."""
 
 from minipc.logs.asking import Answer, Question, ask
 from minipc.logs.entries import Entry

@@ -1,4 +1,4 @@
-"""Asks a machine's Loki, else its journal, the door's access log, and in K3s the files of the service's pods."""
+"""Read logs from a machine's Loki, else from its journal, Caddy's access log and the log files of the pods."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from minipc.errors import ConfigError, CouldNotVerifyError
-from minipc.inventory import Target
+from minipc.core.errors import ConfigError, CouldNotVerifyError
 from minipc.logs.entries import Entry
-from minipc.remote import on
+from minipc.remote.inventory import Target
+from minipc.remote.queries import on
+from minipc.services.environment import programs
+from minipc.services.manifests import podman_name
 
 ACCESS_LOG = "/var/log/caddy/access.log"
 PODS = "/var/log/pods"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SERVICE = re.compile(r"[A-Za-z0-9_.:@/-]{1,64}")
-# TIME STREAM F|P MESSAGE, as the container runtime writes it.
-_POD_LINE = re.compile(r"(\S+) (?:stdout|stderr) [FP] (.*)")
-# The service's own names, and the units that the lab's stand-in logs from; in K3s they are pods.
-_UNITS = {"api": "workload-api", "migrate": "workload-migrate"} | {
-    worker: f"workload-worker@{worker}" for worker in ("ingest", "forecast", "push")
-}
+# SERVICE/PROCESS, then what the container runtime writes: TIME STREAM F|P MESSAGE.
+_POD_LINE = re.compile(r"(\S+/\S+) (\S+) (?:stdout|stderr) [FP] (.*)")
 _PRIORITIES = ("error", "error", "error", "error", "warn", "info", "info", "debug")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked for.
+    """A search in the logs.
 
     Attributes:
-        since_s: how far back, seconds.
-        after_ns: only what is younger, nanoseconds since the epoch.
-        logql: instead of request, service, level and text: answered by Loki only.
+        since_s: how far to search back, in seconds.
+        service: a service, SERVICE/PROCESS for one of its processes or jobs, or a unit of the machine.
+        after_ns: only entries after this time, nanoseconds since the epoch.
+        logql: a query in place of request, service, level and text; only Loki can answer it.
     """
 
     request_id: str | None = None
@@ -48,15 +47,17 @@ class Question:
 
     def __post_init__(self) -> None:
         if self.request_id is not None and not _REQUEST_ID.fullmatch(self.request_id):
-            raise ConfigError(f"{self.request_id!r} is no request id", "copy it from the answer's X-Request-ID")
+            raise ConfigError(f"{self.request_id!r} is not a request id", "copy it from the header X-Request-ID")
         if self.service is not None and not _SERVICE.fullmatch(self.service):
-            raise ConfigError(f"{self.service!r} is no name of a service", "such as api, edge, postgres, ssh")
+            raise ConfigError(f"{self.service!r} is not a service name", "use a name such as edge or ssh")
 
     def as_logql(self) -> str:
-        """The question in LogQL."""
+        """Return the search in LogQL."""
         if self.logql:
             return self.logql
-        labels = [f'service="{self.service}"' if self.service else 'service=~".+"']
+        name, _, process = (self.service or "").partition("/")
+        labels = [f'service="{name}"' if name else 'service=~".+"']
+        labels += [f'process="{process}"'] if process else []
         labels += [f'level="{self.level}"'] if self.level else []
         parts = ["{" + ", ".join(labels) + "}"]
         parts += [f"|= {json.dumps(self.text, ensure_ascii=False)}"] if self.text else []
@@ -66,12 +67,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found.
+    """The result of a search.
 
     Attributes:
-        source: "Loki" or "the journal", which stands for the other files, too.
-        why_not_loki: why Loki was not the source; empty when it was.
-        numbers: of a query that counts: labels and value, instead of lines.
+        source: "Loki" or "the journal" (which includes the log files).
+        why_not_loki: why Loki was not the source; empty if it was.
+        numbers: labels and value, if the query counts instead of finding lines.
     """
 
     source: str
@@ -81,28 +82,28 @@ class Answer:
 
 
 def ask(target: Target, question: Question) -> Answer:
-    """Loki's answer; that of journal and files where Loki is not there, or has nothing (yet) of a request.
+    """Search Loki. Search journal and files if Loki is not available or has no line of the request (yet).
 
     Raises:
-        CouldNotVerifyError: the machine can't be reached; or only Loki could answer, and it is not there.
-        ConfigError: Loki doesn't understand the query.
+        CouldNotVerifyError: the machine cannot be reached; or only Loki could answer, and it is not available.
+        ConfigError: the query is not valid LogQL.
     """
     found = _ask_loki(target, question)
     if isinstance(found, Answer):
         if found.entries or found.numbers or not question.request_id or question.logql or question.after_ns:
             return found
-        why = "Loki has nothing of this request"
+        why = "Loki has no line of this request"
     else:
         why = found
     if question.logql:
         raise CouldNotVerifyError(
-            f"only Loki can answer a saved query: {why}", "`minipc logs --service NAME` asks the journal"
+            f"only Loki can answer a saved query: {why}", "use `minipc logs --service NAME` to search the journal"
         )
     return Answer("the journal", _ask_journal(target, question), why_not_loki=why)
 
 
 def _ask_loki(target: Target, question: Question) -> Answer | str:
-    """Its answer, or why there is none."""
+    """Return Loki's answer, or the reason why there is none."""
     settings = target.settings
     base = settings.syslog_ng.loki_url or f"http://127.0.0.1:{settings.loki.port}"
     start = str(question.after_ns) if question.after_ns else f"$(( $(date +%s) - {question.since_s} ))000000000"
@@ -114,7 +115,7 @@ def _ask_loki(target: Target, question: Question) -> Answer | str:
     )
     answer, _, code = on(target, command, stdin=question.as_logql(), timeout_s=60).rpartition("\n")
     if code == "400":
-        raise ConfigError(f"Loki doesn't understand {question.as_logql()!r}: {answer.strip()}", "correct the query")
+        raise ConfigError(f"Loki does not accept the query {question.as_logql()!r}: {answer.strip()}", "fix the query")
     if code != "200":
         return f"no Loki at {base} ({answer.strip().splitlines()[0] if answer.strip() else 'no answer'})"
     return _from_loki(json.loads(answer)["data"])
@@ -123,7 +124,7 @@ def _ask_loki(target: Target, question: Question) -> Answer | str:
 def _from_loki(data: dict[str, Any]) -> Answer:
     if data["resultType"] == "streams":
         entries = [
-            Entry(int(value[0]), stream["stream"].get("service", ""), stream["stream"].get("level", ""), value[1])
+            Entry(int(value[0]), _said_by(stream["stream"]), stream["stream"].get("level", ""), value[1])
             for stream in data["result"]
             for value in stream["values"]
         ]
@@ -135,27 +136,38 @@ def _from_loki(data: dict[str, Any]) -> Answer:
     return Answer("Loki", numbers=sorted(numbers))
 
 
+def _said_by(labels: dict[str, str]) -> str:
+    """Return the service, with its process if it has one."""
+    return "/".join(filter(None, (labels.get("service", ""), labels.get("process", ""))))
+
+
 def _ask_journal(target: Target, question: Question) -> list[Entry]:
     wanted = question.request_id or question.text
     since = f"--since=@{question.after_ns // 10**9}" if question.after_ns else f"--since=-{question.since_s}s"
     options = ["-o", "json", "--no-pager", since]
     if not wanted:
         options += ["-n", str(question.limit)]
-    if question.service:
-        options += ["-u", _UNITS.get(question.service, question.service)]
-    journal = f"journalctl {shlex.join(options)} --output-fields=MESSAGE,PRIORITY,_SYSTEMD_UNIT,_TRANSPORT"
+    declared = target.settings.services.declared
+    names = {podman_name(service, part): f"{service.name}/{part}" for service in declared for part in programs(service)}
+    of_a_service = (question.service or "").partition("/")[0] in {service.name for service in declared}
+    if of_a_service:
+        wanted_names = (unit for unit, name in names.items() if f"{name}/".startswith(f"{question.service}/"))
+        options += [option for unit in wanted_names for option in ("-t", unit)]
+    elif question.service:
+        options += ["-u", question.service]
+    fields = "MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,_SYSTEMD_UNIT,_TRANSPORT"
+    journal = f"journalctl {shlex.join(options)} --output-fields={fields}"
     access = f"cat {ACCESS_LOG} 2>/dev/null"
     parts = {"edge": [access], None: [journal, access]}.get(question.service, [journal])
-    if target.settings.workload.runtime == "k3s" and question.service in (None, *_UNITS):
-        pods = _pods(question)
-        parts = [pods] if question.service else [*parts, pods]
-    # What is looked for travels through stdin: it is not in the machine's process list.
+    if target.settings.services.runtime == "k3s" and (of_a_service or question.service is None):
+        parts = [_pods(question)] if of_a_service else [*parts, _pods(question)]
+    # The searched text is passed on stdin, so that it is not in the machine's process list.
     if wanted:
         parts = [f'{part} | grep -F -- "$wanted"' for part in parts]
     tail = f" | tail -n {question.limit}"
     script = "IFS= read -r wanted; " + "; ".join(f"{{ {part}; }}{tail}" for part in parts) + "; true"
     lines = on(target, script, stdin=f"{wanted or ''}\n", timeout_s=120).splitlines()
-    entries = sorted(entry for line in lines if (entry := _from_journal(line)) is not None)
+    entries = sorted(entry for line in lines if (entry := _from_journal(line, names)) is not None)
     kept = [
         entry
         for entry in entries
@@ -165,16 +177,19 @@ def _ask_journal(target: Target, question: Question) -> list[Entry]:
 
 
 def _pods(question: Question) -> str:
-    """Prints the logs of the service's pods, also of those that ended: their files, which need no cluster that runs."""
-    files = f"{PODS}/workload_{question.service or '*'}-*/*/*.log"
-    # In the machine's own time zone, as the container runtime writes it.
+    """Return a command that prints the logs of pods from their files, also without a running cluster."""
+    service, _, process = (question.service or "").partition("/")
+    # NAMESPACE_POD_UID/CONTAINER/N.log; a container has the name of the process.
+    files = f"{PODS}/{service or '*'}_*/{process or '*'}/*.log"
+    # The container runtime writes times in the machine's time zone.
     since = f"@{question.after_ns // 10**9}" if question.after_ns else f"-{question.since_s} seconds"
-    young = f"awk -v since=\"$(date --date={shlex.quote(since)} +%FT%T)\" '$1 >= since'"
-    return f"cat {files} 2>/dev/null | {young} | sort"
+    by = 'n = split(FILENAME, path, "/"); split(path[n - 2], pod, "_"); print pod[1] "/" path[n - 1], $0'
+    young = f"awk -v since=\"$(date --date={shlex.quote(since)} +%FT%T)\" '$1 >= since {{ {by} }}'"
+    return f"{young} {files} 2>/dev/null | sort -k 2,2"
 
 
-def _from_pod(at: str, text: str) -> Entry | None:
-    """A line of a pod's log, with the labels it would have in Loki."""
+def _from_pod(said_by: str, at: str, text: str) -> Entry | None:
+    """Parse a line of a pod's log; the labels are the same as in Loki."""
     moment = re.fullmatch(r"(.+?)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", at)
     if not moment:
         return None
@@ -183,14 +198,18 @@ def _from_pod(at: str, text: str) -> Entry | None:
     except ValueError:
         return None
     at_ns = seconds * 10**9 + int((moment[2] or "").ljust(9, "0"))
-    said = _said(text)
-    return Entry(at_ns, str(said.get("service") or "workload"), _level(str(said.get("level") or "info")), text)
+    own = _json_fields(text)
+    return Entry(at_ns, said_by, _level(str(own.get("level") or "info")), text)
 
 
-def _from_journal(line: str) -> Entry | None:
-    """A line of `journalctl -o json`, of the access log, or of a pod's log."""
+def _from_journal(line: str, names: dict[str, str]) -> Entry | None:
+    """Parse a line of `journalctl -o json`, of the access log, or of a pod's log.
+
+    Args:
+        names: identifiers of services under podman -> SERVICE/PROCESS.
+    """
     if pod := _POD_LINE.fullmatch(line):
-        return _from_pod(pod[1], pod[2])
+        return _from_pod(pod[1], pod[2], pod[3])
     try:
         fields: dict[str, Any] = json.loads(line)
     except (ValueError, RecursionError):
@@ -199,23 +218,23 @@ def _from_journal(line: str) -> Entry | None:
         at = fields.get("ts")
         return Entry(int(at * 1e9), "edge", str(fields.get("level", "")), line) if isinstance(at, int | float) else None
     text = fields.get("MESSAGE")
-    if isinstance(text, list):  # not UTF-8: journalctl gives the bytes
+    if isinstance(text, list):  # not UTF-8: journalctl prints the bytes
         text = bytes(text).decode(errors="backslashreplace")
     service = "kernel" if fields.get("_TRANSPORT") == "kernel" else str(fields.get("_SYSTEMD_UNIT", ""))
     priority = str(fields.get("PRIORITY", "6"))
     level = _PRIORITIES[int(priority)] if priority in set("01234567") else "info"
     service = service.removesuffix(".service")
-    said = _said(str(text or ""))
+    own = _json_fields(str(text or ""))
     return Entry(
         int(fields["__REALTIME_TIMESTAMP"]) * 1000,
-        str(said.get("service") or service) if service.startswith("workload-") else service,
-        _level(str(said.get("level") or level)),
+        names.get(str(fields.get("SYSLOG_IDENTIFIER")), service),
+        _level(str(own.get("level") or level)),
         str(text or ""),
     )
 
 
-def _said(text: str) -> dict[str, Any]:
-    """What a JSON line says of itself."""
+def _json_fields(text: str) -> dict[str, Any]:
+    """Return the fields of a JSON line; empty if it is not one."""
     try:
         found = json.loads(text) if text.startswith("{") else {}
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""One line of a log, wherever it came from."""
+"""One line of a log, from any source."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """A line.
+    """A log line.
 
     Attributes:
-        at_ns: when it was written, nanoseconds since the epoch.
-        service, level: as the labels of Loki; empty where unknown.
+        at_ns: time of the line, nanoseconds since the epoch.
+        service, level: the same values as Loki's labels; empty if unknown.
     """
 
     at_ns: int
@@ -28,7 +28,7 @@ class Entry:
 
 
 def readable(text: str) -> str:
-    """The message of a JSON line with what else it says, shortened; any other text on one line, printable."""
+    """Return the message of a JSON line with its other fields, or any other text; on one line, printable."""
     try:
         fields: dict[str, Any] = json.loads(text)
         message = fields.pop("message", None) or fields.pop("msg")
@@ -36,14 +36,14 @@ def readable(text: str) -> str:
         return _printable(text)
     request = fields.get("request")
     if isinstance(request, dict):  # Caddy's access log
-        told = {"duration": f"{fields.get('duration', 0):.3f} s"} if isinstance(fields.get("duration"), float) else {}
-        message = " ".join(str(part) for part in (fields.get("status"), request.get("method"), request.get("uri")))
-        return _printable(" ".join([message, *told.values()]))
+        duration = fields.get("duration")
+        parts = [str(part) for part in (fields.get("status"), request.get("method"), request.get("uri"))]
+        return _printable(" ".join([*parts, f"{duration:.3f} s"] if isinstance(duration, float) else parts))
     known = ("timestamp", "level", "service", "ts", "logger")
     rest = " ".join(f"{key}={value}" for key, value in fields.items() if key not in known and value is not None)
     return _printable(f"{message}  {rest}".rstrip())
 
 
 def _printable(text: str) -> str:
-    """Nothing that could steer the terminal."""
+    """Replace characters that could control the terminal."""
     return "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in text.replace("\n", " ⏎ "))

@@ -1,37 +1,37 @@
-"""The saved questions: `playbooks/log_queries.yaml`."""
+"""The saved queries: `playbooks/log_queries.yaml`, and the services' own files."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from minipc import yaml_text
-from minipc.errors import ConfigError
-from minipc.paths import ROOT
+from minipc.config.service import Service
+from minipc.core import yaml_text
+from minipc.core.errors import ConfigError
+from minipc.core.paths import ROOT
+from minipc.core.strict import Strict
 
 FILE = ROOT / "playbooks/log_queries.yaml"
 REQUEST_ID = "{request_id}"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Sample(_Strict):
-    """A line that the query must find."""
+class Sample(Strict):
+    """A log line that the query must find."""
 
     service: str
     level: str
     line: str
+    process: str | None = None
     request_id: str | None = None
 
 
-class SavedQuery(_Strict):
-    """A question, and how Loki is asked it."""
+class SavedQuery(Strict):
+    """A question and its query in LogQL."""
 
     name: Annotated[str, Field(pattern=r"^[a-z]+(-[a-z]+)*$")]
     question: Annotated[str, Field(min_length=1)]
@@ -39,44 +39,54 @@ class SavedQuery(_Strict):
     sample: Sample
 
     def filled(self, request_id: str | None) -> str:
-        """The LogQL.
+        """Return the query, with the request id filled in.
 
         Raises:
-            ConfigError: it asks for a request, and none is given.
+            ConfigError: the query needs a request id, and none is given.
         """
         if REQUEST_ID not in self.logql:
             return self.logql
         if not request_id:
-            raise ConfigError(f"the query {self.name} is about one request", "add --request-id ID")
+            raise ConfigError(f"the query {self.name} needs a request id", "add --request-id ID")
         return self.logql.replace(REQUEST_ID, request_id)
 
 
-class _Document(_Strict):
+class _Document(Strict):
     queries: list[SavedQuery]
 
 
-def saved_queries(path: Path = FILE) -> dict[str, SavedQuery]:
-    """All of them by name.
+def saved_queries(services: Iterable[Service] = (), path: Path = FILE) -> dict[str, SavedQuery]:
+    """Return all saved queries by name: the project's, and those in the services' own files (`alerts.log_queries`).
 
     Raises:
-        ConfigError: the file is missing or broken.
+        ConfigError: a file is missing or not valid, or two queries have the same name.
     """
+    own = [service.beside(service.alerts.log_queries) for service in services if service.alerts.log_queries]
+    found: dict[str, SavedQuery] = {}
+    for file in (path, *own):
+        for query in _read(file):
+            if query.name in found:
+                raise ConfigError(f"{file}: there is another query {query.name!r}", "rename one of the two")
+            found[query.name] = query
+    return found
+
+
+def _read(path: Path) -> list[SavedQuery]:
     try:
-        document = _Document.model_validate(yaml_text.parse(path.read_text(encoding="utf-8")))
+        return _Document.model_validate(yaml_text.parse(path.read_text(encoding="utf-8"))).queries
     except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"{path.name} can't be read: {error}", "restore it from git") from None
-    return {query.name: query for query in document.queries}
+        raise ConfigError(f"{path.name} cannot be read: {error}", "restore it from git") from None
 
 
-def saved_query(name: str) -> SavedQuery:
-    """One of them.
+def saved_query(name: str, services: Iterable[Service] = ()) -> SavedQuery:
+    """Return one saved query.
 
     Raises:
-        ConfigError: there is none of that name; suggests the nearest one.
+        ConfigError: there is no query with this name; the message suggests the nearest one.
     """
-    known = saved_queries()
+    known = saved_queries(services)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else "`minipc logs --list` shows them"
-        raise ConfigError(f"no saved query `{name}`; there are: {', '.join(known)}", hint)
+        raise ConfigError(f"there is no saved query `{name}`; known are: {', '.join(known)}", hint)
     return known[name]

@@ -1,6 +1,6 @@
-"""Secrets: one interface, kept in an age file (default) or in Vault/OpenBao KV v2.
+"""Secrets behind one interface: in an age file (default) or in Vault/OpenBao KV version 2.
 
-All secrets a run needs are resolved before its first change; a value is only text where `.reveal()` is called.
+A run resolves all its secrets before its first change. A value becomes text only where `.reveal()` is called.
 """
 
 from minipc.secrets.backends import load, open_store

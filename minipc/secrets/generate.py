@@ -1,4 +1,4 @@
-"""Makes what can be made: the identity, the file, and values that nobody needs to choose."""
+"""Generate the age identity, the age file, and the values that nobody needs to choose."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from minipc.errors import SecretError
-from minipc.secrets.backends import LAB, open_store
-from minipc.secrets.catalogue import Entry, Generator, for_environment
-from minipc.secrets.settings import SecretsSettings
+from minipc.config.secrets_settings import SecretsSettings
+from minipc.core.errors import RefusedError, SecretError
+from minipc.secrets.backends import open_store
+from minipc.secrets.catalogue import BOUND, Entry, Generator, for_environment
 from minipc.secrets.store import SecretStore
 
-# 32 of 62 characters: 190 bits, and no character that a shell, URL, SQL or INI file treats specially.
+# 32 of 62 characters: 190 bits, and no character is special in a shell, URL, SQL or INI file.
 PASSWORD_LENGTH = 32
 _ALPHABET = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True)
 class Filled:
-    """What `fill` found and did: names only."""
+    """Result of `fill`: names that were generated, names that existed, entries that the operator must supply."""
 
     generated: list[str]
     present: list[str]
@@ -29,17 +29,17 @@ class Filled:
 
 
 def generate(
-    environment: str = LAB, entries: Iterable[Entry] | None = None, settings: SecretsSettings | None = None
+    environment: str, entries: Iterable[Entry] | None = None, settings: SecretsSettings | None = None
 ) -> Filled:
-    """Has the identity (age) and every secret that can be generated. What is there already keeps its value.
+    """Create the identity (age) and every missing secret that can be generated. Existing values are kept.
 
     Args:
         environment: `lab` keeps everything in the state directory, never in the repository.
-        entries: None takes the whole catalogue for this environment's group_data.
+        entries: None means the whole catalogue for this environment's group_data.
         settings: None reads the `secrets_*` keys of group_data.
 
     Raises:
-        SecretError: a present file can't be opened (then no new key is made either), or nothing can be written.
+        SecretError: the existing file cannot be opened (then no new key is made either), or nothing can be written.
     """
     store = open_store(environment, settings)
     store.prepare()
@@ -47,7 +47,7 @@ def generate(
 
 
 def fill(store: SecretStore, entries: Iterable[Entry]) -> Filled:
-    """Stores a new value for every entry that has none and can be generated. Raises SecretError."""
+    """Store a new value for every entry that has none and can be generated. Raises SecretError."""
     wanted = {entry.name: entry for entry in entries}
     present = store.read(wanted)
     missing = [entry for entry in wanted.values() if entry.name not in present]
@@ -56,24 +56,30 @@ def fill(store: SecretStore, entries: Iterable[Entry]) -> Filled:
     return Filled(list(values), list(present), [entry for entry in missing if not entry.generate])
 
 
-def renew(environment: str, names: Iterable[str], settings: SecretsSettings | None = None) -> None:
-    """Replaces the named secrets by new values: what the old ones opened stays shut to them after the next converge.
+def renew(
+    environment: str, names: Iterable[str], settings: SecretsSettings | None = None, *, bound: bool = False
+) -> None:
+    """Replace the named secrets by new values. The old values stop working with the next converge.
 
     Args:
-        names: of the catalogue, each one that can be generated; `catalogue.GENERATION` for a new machine.
+        names: names of the catalogue that can be generated; `catalogue.GENERATION` for a new machine.
+        bound: also those that data or a cluster depends on; the caller replaces that, too.
 
     Raises:
-        SecretError: a name can't be generated, or nothing can be written.
+        RefusedError: data or a cluster depends on the present value; nothing was changed.
+        SecretError: a value cannot be generated, or nothing can be written.
     """
     wanted = set(names)
+    for name in sorted(wanted & BOUND.keys()) if not bound else ():
+        raise RefusedError(f"{name} cannot be replaced alone; nothing was changed", BOUND[name])
     known = {entry.name: entry.generate for entry in for_environment(environment) if entry.generate}
     if unknown := sorted(wanted - set(known)):
-        raise SecretError(f"can't be generated: {', '.join(unknown)}", "minipc secrets set NAME stores one of yours")
+        raise SecretError(f"cannot be generated: {', '.join(unknown)}", "use `minipc secrets set NAME`")
     open_store(environment, settings).set_many({name: new_value(known[name]) for name in wanted})
 
 
 def new_value(generator: Generator) -> str:
-    """A fresh random value."""
+    """Return a new random value."""
     match generator:
         case "alphanumeric":
             return alphanumeric()
@@ -84,22 +90,22 @@ def new_value(generator: Generator) -> str:
 
 
 def alphanumeric(length: int = PASSWORD_LENGTH) -> str:
-    """Random letters and digits."""
+    """Return random letters and digits."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
 def ssh_private_key() -> str:
-    """An ed25519 key in OpenSSH's format, without passphrase; `minipc.keys` derives the rest from it."""
-    # Imported here: most runs make no key, and the library costs them a tenth of a second.
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+    """Return a new ed25519 key in OpenSSH's format, without a passphrase."""
+    # Imported here: most runs make no key, and the library costs a tenth of a second.
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat  # noqa: PLC0415
 
     key = Ed25519PrivateKey.generate()
     return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
 
 
 def wireguard_private_key() -> str:
-    """A Curve25519 private key in base64, clamped as `wg genkey` does (RFC 7748, section 5)."""
+    """Return a new Curve25519 private key in base64, clamped as `wg genkey` does (RFC 7748, section 5)."""
     key = bytearray(secrets.token_bytes(32))
     key[0] &= 248
     key[31] = key[31] & 127 | 64

@@ -1,4 +1,4 @@
-"""Log calls with a `Secret` among their arguments show its label, never its value, and are not lost."""
+"""Make log calls that have a `Secret` among their arguments show its label, never its value."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from minipc.secrets.secret import Secret
 
 
 def show_labels() -> None:
-    """From now on every record of the standard `logging` carries labels. Safe to call again.
+    """Install a log record factory that replaces each `Secret` by its label. May be called again.
 
-    Without it a `%s` of a `Secret` would raise inside the handler and the message would be lost.
+    Without it, `%s` of a `Secret` would raise inside the handler and the message would be lost.
     """
     inner = logging.getLogRecordFactory()
     if getattr(inner, "shows_labels", False):

@@ -1,55 +1,65 @@
-"""Seals bytes with a passphrase (age, scrypt): for what must be opened when every key file is gone.
+"""Seal bytes with a passphrase (age, scrypt), for data that must be opened when every key file is lost.
 
-`age -d` or `rage -d` open the result as well.
+`age -d` or `rage -d` open the result too.
 """
 
 from __future__ import annotations
 
 import pyrage  # type: ignore[import-untyped]
 
-from minipc.errors import SecretError
+from minipc.core.errors import SecretError
 
-# scrypt slows guessing down about a million times; shorter ones than this are still guessed.
-MIN_PASSPHRASE = 16
+# scrypt makes one guess take about a second, so 10^18 guesses are out of reach. Four random words have more.
+MIN_GUESSES_LOG10 = 18
+_KNOWN = ["correct horse battery staple", "correcthorsebatterystaple", "minipc", "break glass"]
 _HEADER = b"age-encryption.org/v1\n-> scrypt "
 
 
-def seal(payload: bytes, passphrase: str) -> bytes:
-    """The payload, encrypted and authenticated. About a second of work on purpose, and as much again to open it.
-
-    How much work is measured when sealing, so a seal made on a fast, idle computer takes longer on a slow one.
-
-    Args:
-        payload: any bytes.
-        passphrase: at least MIN_PASSPHRASE characters; surrounding blanks don't count and are not part of it.
+def check_passphrase(passphrase: str) -> None:
+    """Accept a passphrase that nobody can guess; its length alone does not count.
 
     Raises:
-        SecretError: the passphrase is too short.
+        SecretError: it can be guessed; never shows it.
     """
-    passphrase = passphrase.strip()
-    if len(passphrase) < MIN_PASSPHRASE:
+    # Imported here: its word lists take 0.1 s to load.
+    from zxcvbn import zxcvbn  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    text = passphrase.strip()
+    # zxcvbn takes 72 characters at most.
+    if not text or zxcvbn(text[:72], user_inputs=_KNOWN)["guesses_log10"] < MIN_GUESSES_LOG10:
         raise SecretError(
-            f"the passphrase has fewer than {MIN_PASSPHRASE} characters",
-            "take six or more random words, or a generated one",
+            "the passphrase can be guessed: it is too short, or consists of common words, patterns or repetitions",
+            "choose six or more random words (a dice list), or 20 or more random characters",
         )
-    sealed: bytes = pyrage.passphrase.encrypt(payload, passphrase)
+
+
+def seal(payload: bytes, passphrase: str) -> bytes:
+    """Return the payload, encrypted and authenticated.
+
+    Sealing and opening each take about a second of work on purpose. The amount of work is measured when sealing, so
+    opening takes longer on a slower computer.
+
+    Args:
+        passphrase: see `check_passphrase`; blanks at its ends are removed.
+
+    Raises:
+        SecretError: the passphrase can be guessed.
+    """
+    check_passphrase(passphrase)
+    sealed: bytes = pyrage.passphrase.encrypt(payload, passphrase.strip())
     return sealed
 
 
 def is_sealed(content: bytes) -> bool:
-    """Whether this is, or begins as, something sealed with a passphrase."""
+    """Return whether the content is, or begins like, data sealed with a passphrase."""
     return content.startswith(_HEADER)
 
 
 def open_sealed(sealed: bytes, passphrase: str) -> bytes:
-    """The payload.
-
-    Args:
-        sealed: what `seal` returned.
-        passphrase: the one it was sealed with; surrounding blanks don't count.
+    """Return the payload of `seal`; any passphrase is tried.
 
     Raises:
-        SecretError: not sealed with a passphrase, wrong passphrase, damaged or cut short.
+        SecretError: not sealed with a passphrase, wrong passphrase, damaged or incomplete.
     """
     if not is_sealed(sealed):
         raise SecretError(
@@ -64,11 +74,11 @@ def open_sealed(sealed: bytes, passphrase: str) -> bytes:
         return payload
     if reason.startswith("Excessive work"):
         raise SecretError(
-            "this computer is too slow or too busy for the work that the seal asks for", "try on a faster or idle one"
+            "this computer is too slow or too busy to open the file", "try again on a faster or idle computer"
         )
-    # The passphrase's own line is authenticated first, so a wrong one is told apart from a damaged payload.
+    # The passphrase's header line is authenticated first, so a wrong passphrase differs from a damaged payload.
     if reason == "Decryption failed":
         raise SecretError(
-            "the passphrase is wrong, or the file's first lines are damaged", "try again, or another copy"
+            "the passphrase is wrong, or the beginning of the file is damaged", "try again, or use another copy"
         )
-    raise SecretError("the sealed file is damaged or cut short", "take another copy")
+    raise SecretError("the sealed file is damaged or incomplete", "use another copy")

@@ -1,6 +1,6 @@
-"""A secret value that is never written by accident.
+"""A secret value that cannot be written by accident.
 
-Turning a `Secret` into text raises, so a template, f-string or command line that forgot `.reveal()` stops the run
+Converting a `Secret` to text raises. A template, f-string or command line without `.reveal()` therefore stops the run
 instead of writing a mask into a file. `repr` is safe, and `minipc.secrets.logs` makes log calls use it.
 """
 
@@ -13,30 +13,30 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
-from minipc.errors import SecretError
+from minipc.core.errors import SecretError
 
-# The hash in a label tells two values apart within one run. Keyed anew in each process, it is no help in guessing.
+# The hash in a label distinguishes two values within one run. Its key is random per process: it does not help to guess.
 _LABEL_KEY = secrets.token_bytes(32)
-_NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_][a-z0-9_-]*)+")
+_NAME = re.compile(r"[a-z][a-z0-9_-]*((\.[a-z0-9_][a-z0-9_-]*)+|\.[A-Za-z_][A-Za-z0-9_]*)")
 
 
 def is_name(text: str) -> bool:
-    """Whether the text has the form of a secret's name."""
+    """Return whether the text has the form of a secret's name."""
     return _NAME.fullmatch(text) is not None
 
 
 def check_name(name: str) -> str:
-    """The name, if it is one: lower-case parts joined by dots, such as `postgres.password.workload`.
+    """Return the name if it is valid: `postgres.password.shop`, or `shop.STRIPE_KEY` for a variable of a service.
 
     Raises:
-        SecretError: it is not; what follows the first invalid character is not repeated, it might be a value.
+        SecretError: it is not valid. The text after the first invalid character is not shown: it might be a value.
     """
     if not is_name(name):
         valid = re.match(r"[a-z0-9_.-]*", name)
         shown = valid.group() if valid else ""
         raise SecretError(
-            f"not the name of a secret: {shown!r}{'…' if shown != name else ''}",
-            "allowed: lower-case parts joined by dots, such as postgres.password.workload",
+            f"{shown!r}{'…' if shown != name else ''} is not the name of a secret",
+            "allowed: lower-case parts joined by dots, such as postgres.password.shop; for a service NAME.VARIABLE",
         )
     return name
 
@@ -46,7 +46,7 @@ class Secret:
 
     Args:
         name: see `check_name`.
-        value: text, not empty.
+        value: text; not empty.
 
     Raises:
         SecretError: the name is not valid, or the value is empty or not text.
@@ -57,15 +57,15 @@ class Secret:
     def __init__(self, name: str, value: str) -> None:
         self.name = check_name(name)
         if not isinstance(value, str):
-            raise SecretError(f"the value of {name} is not text", f"store it again: minipc secrets set {name}")
+            raise SecretError(f"the value of {name} is not text", f"store it again with `minipc secrets set {name}`")
         if not value:
-            raise SecretError(f"the value of {name} is empty", f"store one: minipc secrets set {name}")
+            raise SecretError(f"the value of {name} is empty", f"store a value with `minipc secrets set {name}`")
         if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
             raise SecretError(f"the value of {name} is not UTF-8 text", "store binary values as base64")
         self._value = value
 
     def reveal(self) -> str:
-        """The value. Call it where the value is written to its 0600 file, nowhere else."""
+        """Return the value. Call this only where the value is written to its 0600 file."""
         return self._value
 
     def __repr__(self) -> str:
@@ -102,11 +102,11 @@ class Secret:
 
 
 class Secrets:
-    """What `load` resolved.
+    """The secrets that `load` resolved.
 
     Args:
         found: the values by name.
-        absent: optional names that were asked for and are not set.
+        absent: optional secrets that were requested and are not set.
     """
 
     def __init__(self, found: Mapping[str, Secret], absent: frozenset[str] = frozenset()) -> None:
@@ -114,18 +114,18 @@ class Secrets:
         self._absent = absent
 
     def __getitem__(self, name: str) -> Secret:
-        """Raises SecretError when the name was not asked for, or is optional and not set."""
+        """Return a secret. Raises SecretError if it was not requested, or is optional and not set."""
         if name in self._found:
             return self._found[name]
         if name in self._absent:
-            raise SecretError(f"the optional secret {name} is not set", f"set it: minipc secrets set {name}")
+            raise SecretError(f"the optional secret {name} is not set", f"set it with `minipc secrets set {name}`")
         raise SecretError(
-            f"the secret {name} was not asked for; asked for: {', '.join(sorted(self)) or 'none'}",
+            f"the secret {name} was not requested; requested: {', '.join(sorted(self)) or 'none'}",
             "add it to the names given to load()",
         )
 
     def optional(self, name: str) -> Secret | None:
-        """The secret, or None when it is optional and not set. Raises SecretError when it was not asked for."""
+        """Return a secret, or None if it is optional and not set. Raises SecretError if it was not requested."""
         return None if name in self._absent else self[name]
 
     def __contains__(self, name: object) -> bool:

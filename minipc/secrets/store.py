@@ -1,4 +1,4 @@
-"""What every backend offers, and how missing secrets are told."""
+"""The interface of every backend, and the error for missing secrets."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
-from minipc.errors import SecretError
+from minipc.core.errors import SecretError
 from minipc.secrets.secret import Secret, Secrets, check_name
 
 
 class SecretStore(Protocol):
-    """The secrets of one environment. Every method raises SecretError, naming keys and paths, never values."""
+    """The secrets of one environment. Errors are MinipcErrors (SecretError) that name keys and paths, never values."""
 
     @property
     def backend(self) -> str:
@@ -19,37 +19,40 @@ class SecretStore(Protocol):
 
     @property
     def location(self) -> str:
-        """Where it is, for messages: a file or a URL with path."""
+        """Return where the secrets are, for messages: a file, or a URL with a path."""
 
     def where(self, name: str) -> str:
-        """Where this one secret is, for messages; empty when the location says it all."""
+        """Return where this secret is, for messages; empty if the location is enough."""
 
     def prepare(self) -> list[str]:
-        """Makes what must be there before the first secret is stored; what it made, for messages."""
+        """Create what is needed before the first secret can be stored; return what was created."""
 
     def get(self, name: str) -> Secret:
-        """The secret; a missing one is an error with the nearest name."""
+        """Return a secret; the error for a missing one suggests the nearest name."""
 
     def read(self, names: Collection[str]) -> dict[str, Secret]:
-        """Those of the names that are there."""
+        """Return those of the secrets that exist."""
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """Return all names, sorted."""
+
+    def renewed(self) -> dict[str, str]:
+        """Return the day (YYYY-MM-DD) when each secret got its value, as far as that is known."""
 
     def set_many(self, values: Mapping[str, str], *, keep_existing: bool = False) -> None:
-        """Stores all values or says what was not stored; other names keep theirs.
+        """Store all values; other secrets are unchanged. An error says what was not stored.
 
         Args:
-            values: by name.
-            keep_existing: a name that has a value already keeps it, whoever stored it in the meantime.
+            values: values by name.
+            keep_existing: do not replace existing values, even those stored meanwhile by another process.
         """
 
 
 def resolve(store: SecretStore, names: Iterable[str], optional: Iterable[str] = ()) -> Secrets:
-    """All secrets at once.
+    """Return all the named secrets.
 
     Raises:
-        SecretError: lists every missing name (optional ones aside) with the nearest name there is.
+        SecretError: lists every missing secret that is not optional, with the nearest existing name.
     """
     required = {check_name(name): None for name in names}
     wanted = required | {check_name(name): None for name in optional}
@@ -61,7 +64,7 @@ def resolve(store: SecretStore, names: Iterable[str], optional: Iterable[str] = 
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` for an error message, or nothing."""
+    """Return `; did you mean …?` for an error message, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -78,5 +81,5 @@ def _missing(store: SecretStore, missing: list[str]) -> SecretError:
     count = "a secret is" if len(missing) == 1 else f"{len(missing)} secrets are"
     return SecretError(
         f"{count} missing in {store.backend} {store.location}:{''.join(lines)}",
-        "`minipc secrets init` makes those that can be generated, `minipc secrets set NAME` stores the others",
+        "`minipc secrets init` generates the ones that can be generated, `minipc secrets set NAME` stores the others",
     )

@@ -1,6 +1,6 @@
-"""The Vault/OpenBao backend: KV version 2.
+"""Keep secrets in Vault or OpenBao, KV version 2.
 
-`postgres.password.workload` of production is the field `password.workload` at `<mount>/<prefix>/production/postgres`.
+`postgres.password.shop` of production is the field `password.shop` at `<mount>/<prefix>/production/postgres`.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from minipc.errors import SecretError
+from minipc.config.secrets_settings import VaultSettings
+from minipc.core.errors import SecretError
 from minipc.secrets.secret import Secret, check_name, is_name
-from minipc.secrets.settings import VaultSettings
 from minipc.secrets.store import resolve
 from minipc.secrets.vault_client import VaultClient
 
 
 class VaultStore:
-    """Secrets of one environment in a KV version 2 engine. The first use logs in.
+    """Secrets of one environment in a KV version 2 engine. The first request logs in.
 
     Args:
         settings: where and how.
@@ -32,24 +32,24 @@ class VaultStore:
 
     @property
     def location(self) -> str:
-        """URL, mount and path."""
+        """Return URL, mount and path of the secrets."""
         return f"{self._settings.url} {self._settings.mount}/{self._directory}"
 
     def where(self, name: str) -> str:
-        """Path and field."""
+        """Return path and field of a secret."""
         group, field = _split(name)
         return f"{self._path(group)}, field {field}"
 
     def prepare(self) -> list[str]:
-        """Nothing to make: paths come to be when they are written."""
+        """Create nothing: writing a secret creates its path."""
         return []
 
     def get(self, name: str) -> Secret:
-        """The secret. Raises SecretError."""
+        """Return a secret. Raises SecretError."""
         return resolve(self, [name])[name]
 
     def read(self, names: Collection[str]) -> dict[str, Secret]:
-        """Those of the names that are there; one request for each path. Raises SecretError."""
+        """Return those of the secrets that exist, with one request per path. Raises SecretError."""
         places = {name: _split(name) for name in names}
         groups = {group: self._read_group(group)[0] for group in sorted({group for group, _ in places.values()})}
         return {
@@ -59,10 +59,10 @@ class VaultStore:
         }
 
     def names(self) -> list[str]:
-        """All names, sorted; what other programs keep there under names of another form is left out.
+        """Return all names, sorted; entries of other programs, whose names have another form, are left out.
 
         Raises:
-            SecretError: listing is denied, or the server can't be asked.
+            SecretError: listing is denied, or the server cannot be reached.
         """
         answer = self._client.ask(
             "list",
@@ -75,10 +75,10 @@ class VaultStore:
         return sorted(name for name in names if is_name(name))
 
     def set_many(self, values: Mapping[str, str], *, keep_existing: bool = False) -> None:
-        """Writes each path once, with check-and-set: a change made meanwhile by someone else is never overwritten.
+        """Write each path once, with check-and-set: a change made meanwhile by another client is not overwritten.
 
         Raises:
-            SecretError: names the path that was not written, and those that were.
+            SecretError: names the path that was not written, and the paths that were.
         """
         groups: dict[str, dict[str, str]] = {}
         for name, value in values.items():
@@ -94,8 +94,14 @@ class VaultStore:
                 raise
             written.append(self._path(group))
 
-    def _read_group(self, group: str) -> tuple[dict[str, Any], int]:
-        """Fields, and the version that the next write replaces: 0 when there is none."""
+    def renewed(self) -> dict[str, str]:
+        """Return the day of the last write to the path of each secret. Raises SecretError as `names` does."""
+        names = self.names()
+        days = {group: self._read_group(group)[2] for group in {_split(name)[0] for name in names}}
+        return {name: days[_split(name)[0]] for name in names}
+
+    def _read_group(self, group: str) -> tuple[dict[str, Any], int, str]:
+        """Return the fields, the version that the next write replaces (0 if there is none), and the day of the last."""
         path = self._path(group)
         answer = self._client.ask(
             "read",
@@ -105,15 +111,16 @@ class VaultStore:
             ),
         )
         if answer is None:
-            return {}, 0
+            return {}, 0, ""
         fields, metadata = answer["data"].get("data"), answer["data"].get("metadata")
         if not isinstance(metadata, dict) or not isinstance(metadata.get("version"), int):
             raise self._not_version_2(path)
-        return fields or {}, metadata["version"]  # a deleted version has no fields
+        day = str(metadata.get("created_time", ""))[:10]
+        return fields or {}, metadata["version"], day  # a deleted version has no fields
 
     def _write_group(self, group: str, fields: dict[str, str], keep_existing: bool) -> None:
         path = self._path(group)
-        present, version = self._read_group(group)
+        present, version, _ = self._read_group(group)
         merged = {**fields, **present} if keep_existing else {**present, **fields}
         if merged == present:
             return
@@ -137,7 +144,7 @@ class VaultStore:
 
     def _not_version_2(self, path: str) -> SecretError:
         return SecretError(
-            f"{self._settings.url}: what holds {path} is not a KV version 2 engine",
+            f"{self._settings.url}: the engine at {path} is not KV version 2",
             "correct `mount` in secrets_vault, or upgrade the engine to version 2",
         )
 

@@ -1,7 +1,7 @@
-"""Talks to Vault or OpenBao: log-in, one request at a time, and what went wrong in our own words.
+"""Send requests to Vault or OpenBao: log in, and explain errors without quoting the server.
 
-What hvac and requests raise can quote an answer, so nothing here is raised while handling one of theirs: it would be
-in the chain, and a traceback would show it.
+Exceptions of hvac and requests can quote a response. Nothing is raised here while one of them is handled: it would be
+in the exception chain, and a traceback would show it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any, Literal
 import hvac  # type: ignore[import-untyped]
 import requests
 
-from minipc.errors import SecretError
-from minipc.secrets.files import read_private
-from minipc.secrets.settings import VaultSettings
+from minipc.config.secrets_settings import VaultSettings
+from minipc.core.errors import SecretError
+from minipc.core.files import read_private
 
 Action = Literal["read", "list", "write"]
 _CAPABILITIES = {"read": "read", "list": "list", "write": "create and update"}
-# What a request raises: hvac for a refusal, requests (its errors are OSErrors) for a failed exchange, and the others
-# because hvac takes the shape of an answer for granted, which a proxy or another server may give.
+# Raised by a request: VaultError if refused, OSError by requests if the exchange failed, and the others because hvac
+# does not check the shape of a response, which may come from a proxy or another server.
 _FAILURES = (hvac.exceptions.VaultError, OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
 class VaultClient:
-    """One connection. Nothing is contacted before the first `ask`, which logs in.
+    """One connection. The first `ask` logs in.
 
     Args:
         settings: where and how.
@@ -35,15 +35,16 @@ class VaultClient:
 
     def __init__(self, settings: VaultSettings) -> None:
         self._settings = settings
+        self._url = settings.url
         self._client: Any = None
 
     def ask(self, action: Action, path: str, request: Callable[[Any], Any]) -> dict[str, Any] | None:
-        """The answer of the KV version 2 engine, or None when there is nothing at the path.
+        """Return the response of the KV version 2 engine, or None if nothing is at the path.
 
         Args:
-            action: what the request does, for messages and for the capability that may be missing.
-            path: mount and path, for messages.
-            request: gets hvac's `secrets.kv.v2`.
+            action: what the request does, for error messages and for the capability that may be missing.
+            path: mount and path, for error messages.
+            request: function of hvac's `secrets.kv.v2`.
 
         Raises:
             SecretError: unreachable, not trusted, sealed, token expired, denied, changed meanwhile, no such mount.
@@ -57,26 +58,26 @@ class VaultClient:
         else:
             return self._body(answer)
         match failure:
+            case hvac.exceptions.InvalidPath() if failure.json is not None and not failure.errors:
+                return None
+            case hvac.exceptions.InvalidPath() if failure.json is not None and _says(failure, "namespace"):
+                namespace = self._settings.namespace
+                raise SecretError(f"{self._url} has no namespace {namespace}", "correct `namespace` in secrets_vault")
             case hvac.exceptions.InvalidPath() if failure.json is not None:
-                if not failure.errors:
-                    return None
-                raise self._misplaced(failure, path)
+                raise SecretError(f"{self._url} has no engine mounted for {path}", "correct `mount` in secrets_vault")
             case hvac.exceptions.Forbidden():
                 raise self._forbidden(action, path)
             case hvac.exceptions.InvalidRequest() if _says(failure, "check-and-set"):
-                raise SecretError(f"{path} was changed by someone else meanwhile; not written", "run it again")
+                raise SecretError(f"{path} was changed by another client meanwhile; not written", "run it again")
         raise self._explained(failure, f"could not {action} {path}")
-
-    @property
-    def _url(self) -> str:
-        return self._settings.url
 
     def _body(self, answer: Any) -> dict[str, Any]:
         if isinstance(answer, dict) and isinstance(answer.get("data"), dict):
             return answer
         if isinstance(answer, requests.Response) and answer.is_redirect:
             raise SecretError(
-                f"{self._url} redirects elsewhere; the token is not sent there", "set `url` to the active node"
+                f"{self._url} redirects to another address; the token is not sent there",
+                "set `url` to the active node",
             )
         raise self._foreign()
 
@@ -96,7 +97,7 @@ class VaultClient:
             raise SecretError(f"the CA bundle {ca_file} is missing", "correct `ca_file` in secrets_vault")
         return hvac.Client(
             url=self._url,
-            token="",  # none yet; None would make hvac look for one itself
+            token="",  # none yet; with None hvac would look for one itself
             verify=ca_file or True,
             timeout=self._settings.timeout_s,
             allow_redirects=False,  # a redirect would carry the token to another host
@@ -113,7 +114,9 @@ class VaultClient:
                 f"no token for {self._url}", "set $VAULT_TOKEN, or token_file or AppRole in secrets_vault"
             )
         if not (token.isascii() and token.isprintable()):
-            raise SecretError(f"the token for {self._url} has characters that no token has", "copy it again")
+            raise SecretError(
+                f"the token for {self._url} contains characters that are not allowed in a token", "copy it again"
+            )
         return token
 
     def _log_in_with_approle(self, client: Any) -> None:
@@ -130,69 +133,64 @@ class VaultClient:
         if isinstance(failure, refused):
             raise SecretError(
                 f"{self._url} refused the AppRole login at auth/{self._settings.approle_mount}: "
-                "role id or secret id is wrong, expired or used up, or the method is mounted elsewhere",
+                "role id or secret id is wrong, expired or used up, or the mount is wrong",
                 f"issue a new secret id and put it in {self._settings.secret_id_file} (0600)",
             )
         raise self._explained(failure, f"could not log in at auth/{self._settings.approle_mount}")
 
-    def _misplaced(self, failure: Exception, path: str) -> SecretError:
-        if _says(failure, "namespace"):
-            return SecretError(
-                f"{self._url} has no namespace {self._settings.namespace}", "correct `namespace` in secrets_vault"
-            )
-        return SecretError(f"{self._url} has no engine mounted for {path}", "correct `mount` in secrets_vault")
-
     def _forbidden(self, action: Action, path: str) -> SecretError:
-        """Denied or expired: both are 403, and servers differ in whether they say which."""
+        """Tell a denied request from an expired token: both are 403, and not every server says which."""
         try:
             self._client.auth.token.lookup_self()
         except _FAILURES as error:
-            accepted = _is_denied_by_policy(error)
+            # A valid token whose policies do not allow it to look itself up. An unknown token gets only the words
+            # "permission denied" (OpenBao 2.5), or is called invalid in a second error (Vault).
+            accepted = _says(error, "1 error occurred")
         else:
             accepted = True
         if accepted:
             return SecretError(
-                f"{self._url} denies to {action} {path}", f"give the token's policy {_CAPABILITIES[action]} there"
+                f"{self._url} does not allow this token to {action} {path}",
+                f"give the token's policy {_CAPABILITIES[action]} there",
             )
         return SecretError(
             f"{self._url} does not accept the token: expired, revoked or unknown; could not {action} {path}",
-            f"run again; if the log-in is refused, put a new secret id in {self._settings.secret_id_file}"
+            f"run again; if the login is refused, put a new secret id in {self._settings.secret_id_file}"
             if self._settings.auth == "approle"
             else "log in again and set $VAULT_TOKEN or token_file",
         )
 
     def _explained(self, failure: Exception, what: str) -> SecretError:
-        url, again = self._url, "correct it and run again"
+        again = "run it again"
         match failure:
             case requests.exceptions.SSLError():
                 trusted_by = self._settings.ca_file or "the system's CA bundle"
-                return SecretError(
-                    f"the certificate of {url} is not trusted by {trusted_by}{_reason(failure)}; {what}",
-                    "set `ca_file` in secrets_vault to the CA that signed it",
-                )
+                problem = f"has a certificate that is not trusted by {trusted_by}{_reason(failure)}"
+                next_step = "set `ca_file` in secrets_vault to the CA that signed the server's certificate"
             case requests.exceptions.Timeout():
-                return SecretError(f"{url} did not answer within {self._settings.timeout_s:g} s; {what}", again)
+                problem, next_step = f"did not answer within {self._settings.timeout_s:g} s", again
             case requests.exceptions.ConnectionError():
-                return SecretError(
-                    f"{url} can't be reached{_reason(failure)}; {what}", "check `url` in secrets_vault and the network"
-                )
+                problem = f"cannot be reached{_reason(failure)}"
+                next_step = "check `url` in secrets_vault and the network"
             case OSError() if not isinstance(failure, requests.RequestException):
-                return SecretError(f"the CA bundle {self._settings.ca_file} can't be read; {what}", again)
+                problem, next_step = f"cannot be asked: the CA bundle {self._settings.ca_file} cannot be read", again
             case hvac.exceptions.VaultDown() if _says(failure, "sealed"):
-                return SecretError(f"{url} is sealed; {what}", "unseal it and run again")
+                problem, next_step = "is sealed", "unseal it and run again"
             case hvac.exceptions.VaultDown():
-                return SecretError(f"{url} is not ready (503); {what}", "wait for it or unseal it, then run again")
+                problem, next_step = "is not ready (503)", "wait for it or unseal it, then run again"
             case hvac.exceptions.VaultNotInitialized():
-                return SecretError(f"{url} is not initialised; {what}", "initialise and unseal it, then run again")
+                problem, next_step = "is not initialised", "initialise and unseal it, then run again"
             case hvac.exceptions.RateLimitExceeded():
-                return SecretError(f"{url} limits the rate of requests (429); {what}", "wait, then run again")
+                problem, next_step = "limits the rate of requests (429)", "wait, then run again"
             case hvac.exceptions.VaultError() if not isinstance(failure, hvac.exceptions.InvalidPath):
-                return SecretError(f"{url} answered {type(failure).__name__}; {what}", "look into the server's log")
-        return self._foreign()
+                problem, next_step = f"answered {type(failure).__name__}", "look at the server's log"
+            case _:
+                return self._foreign()
+        return SecretError(f"{self._url} {problem}; {what}", next_step)
 
     def _foreign(self) -> SecretError:
         return SecretError(
-            f"{self._url} did not answer as a KV version 2 engine does", "check `url` and `mount` in secrets_vault"
+            f"{self._url} did not answer like a KV version 2 engine", "check `url` and `mount` in secrets_vault"
         )
 
 
@@ -200,14 +198,8 @@ def _says(failure: Exception, text: str) -> bool:
     return text in str(failure.args[0] if failure.args else "").lower()
 
 
-def _is_denied_by_policy(failure: Exception) -> bool:
-    """A valid token whose policies don't even let it look itself up. An unknown token gets the bare words
-    "permission denied" (OpenBao 2.5), or is called invalid in a second error (Vault)."""
-    return _says(failure, "1 error occurred")
-
-
 def _reason(failure: BaseException) -> str:
-    """The system's own words for a failed connection, found at the bottom of the chain."""
+    """Return the system's own words for a failed connection, from the end of the exception chain."""
     link: BaseException | None = failure
     while link is not None:
         if isinstance(link, ssl.SSLCertVerificationError):

@@ -1,1 +1,1 @@
-"""The operator's tunnel: who may connect, with which key, and the file that a device needs for it."""
+"""The operator's VPN: the list of clients, their keys and their configuration files."""

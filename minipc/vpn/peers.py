@@ -1,19 +1,19 @@
-"""The list of peers: `inventory/vpn_peers.json`, kept by `minipc vpn`, read by `group_data/production.py`.
+"""The list of clients: `inventory/vpn_peers.json`, written by `minipc vpn`, read by `group_data/production.py`.
 
-Public keys and addresses only; it belongs in git.
+It contains only public keys and addresses, and belongs in git.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
-from minipc.errors import ConfigError
-from minipc.paths import ROOT
+from minipc.core.errors import ConfigError
+from minipc.core.files import write_atomic
+from minipc.core.paths import ROOT
 
 PEERS_FILE = ROOT / "inventory" / "vpn_peers.json"
 
@@ -21,10 +21,10 @@ Peer = dict[str, Any]
 
 
 def read_peers(path: Path = PEERS_FILE) -> list[Peer]:
-    """The peers, for `vpn_peers`; none when there is no file. The schema judges each of them.
+    """Return the clients, for `vpn_peers`; none if there is no file. The schema validates each of them.
 
     Raises:
-        ConfigError: the file is no JSON list.
+        ConfigError: the file is not a JSON list.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -33,32 +33,30 @@ def read_peers(path: Path = PEERS_FILE) -> list[Peer]:
     except ValueError:
         found = None
     if not isinstance(found, list):
-        raise ConfigError(f"{path} is not what `minipc vpn add` writes", "restore it from git")
+        raise ConfigError(f"{path} is not a list of VPN clients as `minipc vpn add` writes it", "restore it from git")
     return found
 
 
 def write_peers(peers: Sequence[Peer], path: Path = PEERS_FILE) -> None:
-    """Replaces the list atomically."""
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(list(peers), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Replace the list atomically."""
+    write_atomic(path, (json.dumps(list(peers), indent=2) + "\n").encode(), mode=0o644)
 
 
 def free_addresses(networks: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """The next free address of each network, as /32 or /128: at the same place in each.
+    """Return the next free address of each network, as /32 or /128, at the same position in each network.
 
     Args:
-        networks: of the tunnel; their first address is the machine's.
-        taken: the allowed_ips of all peers.
+        networks: networks of the tunnel; the first address of each is the machine's.
+        taken: the allowed_ips of all clients.
 
     Raises:
         ConfigError: one of the networks is full.
     """
     spaces = [ip_network(network) for network in networks]
     used = [ip_network(each) for each in taken]
-    # Without a network's last address: IPv4's is the broadcast address.
+    # Without a network's last address, which is the broadcast address in IPv4.
     for place in range(2, min(space.num_addresses for space in spaces) - 1):
         found = [ip_network(space[place]) for space in spaces]
         if not any(one.version == other.version and one.overlaps(other) for one in found for other in used):
             return [str(each) for each in found]
-    raise ConfigError(f"no free address is left in {networks[0]}", "revoke a peer, or enlarge vpn_network")
+    raise ConfigError(f"no free address is left in {networks[0]}", "revoke a client, or enlarge vpn_network")

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: one machine, made by the very command that README shows."""
+"""Shared fixtures of the end-to-end tests: one machine, created by the command that README shows."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minipc import lab
-from minipc.errors import MinipcError
-from minipc.paths import ROOT
+from minipc.core.errors import MinipcError
+from minipc.core.paths import ROOT
+from rehearsal import lab
 
+# The tests are about two examples of different shape, whatever services the user of this clone has.
+os.environ["MINIPC_SERVICES"] = "examples/parking/services:examples/parkday/services"
 BIN = Path(sys.executable).parent
-# The rehearsal loses it; what is left is the machine that took its place, and the off-site one.
-# A name of its own for each run: two clones may be tested side by side.
+# The rehearsal loses this machine. The rebuilt machine and the off-site host remain. The name differs for each run,
+# so that two clones can be tested at the same time.
 MACHINE = f"test-{os.getpid()}"
 REBUILT = f"{MACHINE}-2"
 OFFSITE = f"offsite-{MACHINE}"
@@ -42,9 +45,16 @@ class Done:
     code: int
     output: str
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """Return the record that the command says it wrote."""
+        path = re.search(r"Record\s+(\S+)", self.output)
+        assert path, self.output[-4000:]
+        return dict(json.loads(Path(path[1]).read_text()))
+
 
 def run(*argv: str, env: dict[str, str] | None = None, timeout_s: float = 300, cwd: Path = ROOT) -> Done:
-    """Runs one of the project's programs as a user would, without a terminal."""
+    """Run one of the project's programs as a user would, without a terminal."""
     done = subprocess.run(
         [str(BIN / argv[0]), *argv[1:]],
         cwd=cwd,
@@ -60,7 +70,7 @@ def run(*argv: str, env: dict[str, str] | None = None, timeout_s: float = 300, c
 
 @pytest.fixture(scope="session")
 def lab_ready() -> None:
-    """Skips, loudly, where disposable machines can't be had."""
+    """Skip with a reason where disposable machines are not possible."""
     try:
         lab.ensure_prerequisites(install=True)
     except MinipcError as error:
@@ -69,48 +79,54 @@ def lab_ready() -> None:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What `minipc rehearse --keep` printed and left."""
+    """Output, record and report directory of `minipc rehearse --keep`."""
 
     done: Done
     record: dict[str, Any]
     directory: Path
 
+    @property
+    def why(self) -> str:
+        """Say what kept it from passing: the phases and checks that failed."""
+        phases = [f"{each['name']}: {each['detail']}" for each in self.record["phases"] if each["verdict"] != "pass"]
+        checks = [f"{each['name']}: {each['message']}" for each in self.record["checks"] if each["outcome"] == "failed"]
+        return "; ".join([*phases, *checks])[:2000]
+
 
 @pytest.fixture(scope="session")
 def rehearsal(lab_ready: None) -> Iterator[Rehearsal]:
-    """The whole story once; its machine stays up for the other tests."""
+    """Run one rehearsal. Its machines stay up for the other tests."""
     lab.down([MACHINE, REBUILT, OFFSITE])
     done = run("minipc", "rehearse", "--runtime", "stand-in", "--keep", "--name", MACHINE, timeout_s=1500)
     try:
-        found = re.search(r"Record\s+(\S+)", done.output)
-        assert found, done.output
-        record = json.loads(Path(found[1]).read_text())
+        record = done.record
         yield Rehearsal(done, record, ROOT / "reports" / record["id"])
     finally:
         lab.down([MACHINE, REBUILT, OFFSITE])
 
 
-def _machine(name: str) -> lab.Machine:
+def _machine(name: str, rehearsal: Rehearsal) -> lab.Machine:
     machine = next((each for each in lab.list_machines() if each.name == name), None)
-    assert machine, f"the rehearsal left no machine {name}"
+    if not machine:
+        pytest.fail(f"the rehearsal kept no machine {name}: {rehearsal.why}", pytrace=False)
     return machine
 
 
 @pytest.fixture(scope="session")
 def site(rehearsal: Rehearsal) -> lab.Machine:
-    """A machine with everything on it: the rebuilt one. A test that breaks something mends it."""
-    return _machine(REBUILT)
+    """Return the rebuilt machine with all components. A test that breaks something repairs it."""
+    return _machine(REBUILT, rehearsal)
 
 
 @pytest.fixture(scope="session")
 def offsite(rehearsal: Rehearsal) -> lab.Machine:
-    """The machine that keeps its backups."""
-    return _machine(OFFSITE)
+    """Return the off-site host that keeps its backups."""
+    return _machine(OFFSITE, rehearsal)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A mini PC and the off-site machine that keeps its backups."""
+    """A mini PC and its off-site host."""
 
     mini: lab.Machine
     offsite: lab.Machine
@@ -118,13 +134,13 @@ class Pair:
 
 @pytest.fixture(scope="session")
 def pair(site: lab.Machine, offsite: lab.Machine) -> Pair:
-    """Both. A test that breaks something mends it."""
+    """Return both machines. A test that breaks something repairs it."""
     return Pair(site, offsite)
 
 
 @pytest.fixture
 def blank(lab_ready: None, request: pytest.FixtureRequest) -> Iterator[lab.Machine]:
-    """A machine of the test's own, with nothing on it."""
+    """Provide a blank machine for one test."""
     name = "test-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[-24:].strip("-")
     lab.down(name)
     with lab.machine(name) as machine:
@@ -132,31 +148,32 @@ def blank(lab_ready: None, request: pytest.FixtureRequest) -> Iterator[lab.Machi
 
 
 def on(machine: lab.Machine, script: str, *, check: bool = True, timeout_s: float = 120) -> str:
-    """Runs a shell script on the machine as root and returns what it printed."""
+    """Run a shell script on the machine as root. Returns its output."""
     return lab.run(machine, ["bash", "-c", script], check=check, timeout=timeout_s).stdout
 
 
 def converge(
     machine: lab.Machine, *deploys: str, options: Sequence[str] = (), env: dict[str, str] | None = None
 ) -> Done:
-    """Plain pyinfra on one machine of the lab."""
+    """Run plain pyinfra on one lab machine."""
     files = [f"deploys/{name}.py" for name in deploys or ["site"]]
     return run("pyinfra", "-y", "--limit", machine.name, *options, "inventory/lab.py", *files, env=env, timeout_s=600)
 
 
+def write_inventory(folder: Path, machine: lab.Machine, **changes: object) -> Path:
+    """Write an inventory file for one lab machine with changed data. Returns its path."""
+    path = folder / "inventory" / "lab.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        "from rehearsal.lab.inventory import entry\n"
+        "from rehearsal.lab.machine import find\n"
+        f"name, data = entry(find({machine.name!r}))\n"
+        f"lab = [(name, data | {changes!r})]\n"
+    )
+    return path
+
+
 @pytest.fixture
 def inventory(tmp_path: Path):
-    """Writes an inventory file of its own for one lab machine, with other connection data."""
-
-    def write(machine: lab.Machine, **changes: object) -> Path:
-        (tmp_path / "inventory").mkdir(exist_ok=True)
-        path = tmp_path / "inventory" / "lab.py"
-        path.write_text(
-            "from minipc.lab.inventory import entry\n"
-            "from minipc.lab.machine import find\n"
-            f"name, data = entry(find({machine.name!r}))\n"
-            f"lab = [(name, data | {changes!r})]\n"
-        )
-        return path
-
-    return write
+    """Return a function that writes an inventory file for one lab machine with changed data."""
+    return partial(write_inventory, tmp_path)

@@ -1,4 +1,4 @@
-"""Runs on a lab machine: writes messages of any bytes into its journal, by journald's own protocol.
+"""Write messages of any bytes into the journal of a lab machine, with journald's native protocol.
 
     python3 - MARK SEED COUNT [IDENTIFIER] <journal_fuzz.py
 

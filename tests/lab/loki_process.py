@@ -1,4 +1,4 @@
-"""A real Loki on this controller, with the configuration of the machine. NOT EXERCISED without the artifact."""
+"""Run a real Loki on this controller, with the configuration of the machine. NOT EXERCISED without the artifact."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ import pytest
 from minipc.artifacts import own_arch, resolve
 from minipc.config.load import group_data
 from minipc.config.schema import LokiSettings
-from minipc.operations.files import File, render
+from minipc.pyinfra_ext.operations.files import File, render
 
 
 def program(folder: Path) -> Path:
-    """The binary, unpacked from the cache."""
+    """Return the binary, unpacked from the cache."""
     found = resolve("loki", own_arch(), fetch=False)
     if found.path is None:
         pytest.skip(f"NOT EXERCISED: {found}")
@@ -45,7 +45,7 @@ def free_port() -> int:
 
 @dataclass
 class Loki:
-    """One that can be stopped and started again on the same data."""
+    """A Loki that can be stopped and started again with the same data."""
 
     binary: Path
     data: Path
@@ -54,7 +54,7 @@ class Loki:
     process: subprocess.Popen[bytes] | None = None
 
     def configure(self) -> Path:
-        """The machine's configuration, with other paths and ports; `hurried` replaces text in it."""
+        """Return the machine's configuration with other paths and ports; `hurried` replaces text in it."""
         prefix = "loki_"
         values = {key.removeprefix(prefix): value for key, value in group_data("lab").items() if key.startswith(prefix)}
         settings = LokiSettings(**values | {"port": self.port, "grpc_port": free_port()})
@@ -105,7 +105,7 @@ class Loki:
             return error.code, error.read().decode()
 
     def push(self, *messages: tuple[str, str, float]) -> None:
-        """Service, line and time of each message, epoch seconds."""
+        """Push messages: service, line and time (epoch seconds) of each."""
         streams = [
             {"stream": {"service": service, "level": "info"}, "values": [[str(int(at * 1e9)), line]]}
             for service, line, at in messages
@@ -113,7 +113,7 @@ class Loki:
         assert self.request("/loki/api/v1/push", {"streams": streams}) == (204, "")
 
     def lines(self, logql: str, days: float = 31) -> list[str]:
-        """What a query finds."""
+        """Return the lines that a query finds."""
         start = int((time.time() - days * 86400) * 1e9)
         query = {"query": logql, "start": start, "limit": 5000, "direction": "forward"}
         code, answer = self.request("/loki/api/v1/query_range?" + urlencode(query))
@@ -121,13 +121,13 @@ class Loki:
         return [value[1] for stream in json.loads(answer)["data"]["result"] for value in stream["values"]]
 
     def chunks(self) -> int:
-        """How many chunks are on disk."""
+        """Return the number of chunks on disk."""
         return sum(path.is_file() for path in (self.data / "chunks" / "fake").rglob("*"))
 
 
 @contextmanager
 def running(folder: Path, hurried: dict[str, str] | None = None) -> Iterator[Loki]:
-    """A Loki with its data below the folder."""
+    """Run a Loki with its data below the folder."""
     loki = Loki(program(folder), folder / "data", hurried or {})
     try:
         loki.start()

@@ -1,4 +1,4 @@
-"""Users who never stop: requests through the public door until told to stop, every answer judged.
+"""Send requests through the public ingress until the process is terminated, and judge every answer.
 
     python3 request_loop.py ADDRESS DOMAIN
 
@@ -22,7 +22,7 @@ TIMEOUT_S = 10.0
 
 
 class Loop:
-    """Users side by side."""
+    """Run several users in parallel."""
 
     def __init__(self, address: str, domain: str) -> None:
         self._url, self._domain = f"https://{address}", domain

@@ -1,7 +1,7 @@
-"""A controller within the controller: for tests that crash the lab, or that count what it leaves behind.
+"""Sandbox for tests that crash the lab or list what it leaves behind: a controller within the controller.
 
-Its network, its mounts below /run, its control groups and its lab state are its own, so a test can end everything in
-it, and whatever is left over is the lab's fault. Machines that a user keeps meanwhile are not touched.
+Network, mounts below /run, control groups and lab state are separate, so a test can end everything in the sandbox, and
+all leftovers come from the lab. It does not touch machines that a user keeps.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minipc.lab import cgroups
-from minipc.lab.lifecycle import LOCK
-from minipc.lab.network import RUN_DIR
-from minipc.paths import ROOT, cache_dir
+from minipc.core.paths import ROOT, cache_dir
+from rehearsal.lab import cgroups
+from rehearsal.lab.lifecycle import LOCK
+from rehearsal.lab.network import RUN_DIR
 
 PRIVATE_DIRECTORIES = ("/run/netns", "/run/wireguard", str(RUN_DIR))
 
@@ -55,7 +55,7 @@ class Sandbox:
         )
 
     def run(self, code: str, timeout: float = 60) -> str:
-        """Run Python code in the sandbox to its end and return its output. A failure is the test's failure."""
+        """Run Python code in the sandbox. Returns its output. The test fails if the code fails."""
         process = self.start(code)
         try:
             output, _ = process.communicate(timeout=timeout)
@@ -65,7 +65,7 @@ class Sandbox:
         return output
 
     def leftovers(self) -> dict[str, Any]:
-        """Everything in the sandbox that the lab can leave behind."""
+        """Return everything in the sandbox that the lab can leave behind."""
         inside = "import json; from tests.lab.sandbox import describe; print(json.dumps(describe()))"
         found: dict[str, Any] = json.loads(self.run(inside))
         found["groups"] = sorted(map(str, self._groups()))
@@ -75,7 +75,7 @@ class Sandbox:
         return found
 
     def processes(self) -> list[str]:
-        """Command lines of all processes of this lab: those that know its state directory or are in its groups."""
+        """Return the command lines of this lab's processes: those with its state directory or in its groups."""
         mark = f"MINIPC_STATE_DIR={self.state}".encode()
         pids = {int(pid) for group in self._groups() for pid in _read(group / "cgroup.procs").split()}
         for directory in Path("/proc").glob("[0-9]*"):
@@ -87,26 +87,26 @@ class Sandbox:
         return [_command(pid) for pid in sorted(pids - {self._holder.pid}) if _command(pid)]
 
     def wait_until_clean(self, clean: dict[str, Any], timeout: float = 60) -> dict[str, Any]:
-        """Wait until the leftovers are as `clean`, or give up; returns the last ones, to compare."""
+        """Wait until the leftovers equal `clean`, or the time is over. Returns the last ones."""
         deadline = time.monotonic() + timeout
         while (now := self.leftovers()) != clean and time.monotonic() < deadline:
             time.sleep(0.1)
         return now
 
     def close(self) -> None:
-        self.run("from minipc import lab; lab.down('all')")
+        self.run("from rehearsal import lab; lab.down('all')")
         os.kill(self._holder.pid, signal.SIGKILL)
         self._holder.wait()
         for hierarchy in self.hierarchies:
             (hierarchy / self.group).rmdir()
 
     def _groups(self) -> list[Path]:
-        """Every group in the sandbox. `os.walk` minds no group that goes meanwhile."""
+        """Return every group in the sandbox. `os.walk` ignores groups that are removed meanwhile."""
         tops = [hierarchy / self.group for hierarchy in self.hierarchies]
         return [Path(path) for top in tops for path, _, _ in os.walk(top)]
 
     def _enter_groups(self) -> str:
-        """Shell code for the process that holds the sandbox's namespaces open."""
+        """Return shell code for the process that keeps the namespaces of the sandbox open."""
         outside, inside = [], ["ip link set lo up"]
         for hierarchy in map(str, self.hierarchies):
             group = shlex.quote(f"{hierarchy}/{self.group}")
@@ -125,7 +125,7 @@ class Sandbox:
 
 
 def describe() -> dict[str, Any]:
-    """What the calling process's controller looks like, as far as the lab changes it."""
+    """Describe the caller's controller, as far as the lab changes it."""
 
     def lines(*argv: str) -> list[str]:
         return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
@@ -148,7 +148,7 @@ def _command(pid: int) -> str:
 
 
 def _read(path: Path) -> str:
-    """Empty when what it tells of is gone."""
+    """Return the text of a file; empty if it was removed."""
     try:
         return path.read_text()
     except OSError:

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Stands in for Slack on the machine: takes messages on loopback and appends each to a file, with its time.
+"""Test double of Slack on the machine: append each message from loopback to a file, with its time.
 
 slack_receiver.py PORT FILE
 """

@@ -1,4 +1,4 @@
-"""Runs on a lab machine in Loki's place: takes pushed logs only as strictly as Loki does, and writes down what it took.
+"""Test double of Loki on a lab machine: accept pushed logs as strictly as Loki, and write the accepted lines to a file.
 
     python3 strict_loki.py PORT FILE
 
@@ -20,15 +20,16 @@ def demand(condition: bool, what: str) -> None:
 
 
 def lines_of(body: bytes) -> list[str]:
-    """The lines in a push request. Raises ValueError for what Loki refuses."""
+    """Return the lines in a push request. Raises ValueError for a request that Loki refuses."""
     # Strict: no control characters in strings, no invalid UTF-8; NaN is no JSON.
     found: Any = json.loads(body.decode("utf-8"), parse_constant=lambda name: demand(False, name))
     demand(list(found) == ["streams"], "keys")
     lines = []
     for stream in found["streams"]:
         demand(set(stream) == {"stream", "values"}, "keys of a stream")
-        demand(set(stream["stream"]) == {"service", "level"}, "labels")
-        demand(all(isinstance(value, str) and value for value in stream["stream"].values()), "values of labels")
+        labels = stream["stream"]
+        demand({"service", "level"} <= set(labels) <= {"service", "level", "process"}, "labels")
+        demand(all(isinstance(value, str) and value for value in labels.values()), "values of labels")
         for at, line, metadata in stream["values"]:
             demand(isinstance(at, str) and at.isdigit() and len(at) == 19, "time in nanoseconds")
             demand(isinstance(line, str), "line")

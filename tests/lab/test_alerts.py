@@ -1,7 +1,7 @@
-"""Every alert is proven: a fault is put in, its alert reaches a stand-in for Slack, triage names the right place, the
-fault is mended, and the alert resolves by itself.
+"""Test every alert: inject a fault, receive its alert in a test double of Slack, let triage name the cause, repair the
+fault, and wait until the alert resolves.
 
-In fast motion (`prometheus_pace`), so that the table takes minutes. It is kept in `reports/alerts/`.
+Rules run faster than in production (`prometheus_pace`), so that the table takes minutes. It is in `reports/alerts/`.
 """
 
 from __future__ import annotations
@@ -19,95 +19,73 @@ from typing import Any
 
 import pytest
 
-from minipc import lab
 from minipc.checks import load
 from minipc.checks.schema import seconds
 from minipc.checks.verdict import Verdict, judge
-from minipc.inventory import the_target
-from minipc.paths import ROOT
+from minipc.core.environment import LAB
+from minipc.core.paths import ROOT
+from minipc.remote.inventory import Target, the_target
 from minipc.secrets import open_store
 from playbooks.status import ask
+from rehearsal import lab
 from tests.lab.conftest import converge, on
 
 PACE = 10
 PORT = 9399
 MESSAGES = "/run/minipc-test/slack.jsonl"
-# What a fault may take beyond the alert's own budget: a busy controller.
+# Time that a fault may take beyond the budget of the alert, because the controller is busy.
 PATIENCE_S = 60
-SQL = "cd / && runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1 -d workload"
+SQL = "cd / && runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1 -d postgres"
 REPOSITORY = "/var/lib/pgbackrest"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is broken, how, and what must be noticed.
+    """A fault, and what must be noticed.
+
+    In the scripts and in `each`, SERVICE is the first declared service, FRONT its process behind the ingress and WORKER
+    one of its other processes.
 
     Attributes:
         name: what happens.
-        inject: shell on the machine.
-        mend: the same, back.
+        inject: shell script for the machine.
+        repair: shell script that reverts it.
         alert: name of the alert that must fire.
-        cause: the question that triage must blame; empty: triage has nothing to say about it.
-        each: what must be named by the message; empty: there is only one.
-        also: other alerts that must be told because of it.
+        cause: check that triage must name as the cause; empty if triage does not know it.
+        each: item that the message must name; empty if there is only one.
+        also: other alerts that must fire because of it.
     """
 
     name: str
     inject: str
-    mend: str
+    repair: str
     alert: str
     cause: str
     each: str = ""
     also: tuple[str, ...] = ()
 
 
-def holding(statement: str) -> tuple[str, str]:
-    """A transaction that holds what others need, and its end. The client's end alone would not end its sleep."""
-    start = (
-        "systemd-run --quiet --unit minipc-test-lock -p User=postgres -E PGAPPNAME=minipc-test-lock "
-        f'psql -Xq -d workload -c "BEGIN; {statement}; SELECT pg_sleep(900)"'
-    )
-    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'minipc-test-lock'"
-    return start, f'{SQL} -c "{end}"; sleep 1; systemctl reset-failed minipc-test-lock 2>/dev/null || true'
+def of_process(name: str, command: str) -> str:
+    """Return a script that does something to the unit of a process; services run under podman in this test."""
+    return f"systemctl {command} minipc-SERVICE-{name}.service"
 
-
-LOCKED, UNLOCKED = holding("LOCK TABLE worker_heartbeats IN ACCESS EXCLUSIVE MODE")
-AWAY = f"{SQL} -c 'ALTER TABLE weather_observations RENAME TO minipc_test_away'"
-BACK = f"{SQL} -c 'ALTER TABLE minipc_test_away RENAME TO weather_observations'"
-PILE = """
-INSERT INTO push_subscriptions (user_id, endpoint, p256dh, auth) VALUES ('t', 'https://t.test/t', 'p', 'a');
-INSERT INTO outbox (subscription_id, dedup_key, payload, next_attempt_at)
-  SELECT (SELECT max(id) FROM push_subscriptions), 't' || n, '{}', now() + interval '1 day'
-  FROM generate_series(1, 30) n;
-"""
-BURST = (
-    "sh -c 'while sleep 0.2; do curl -sk -o /dev/null --resolve service.minipc.test:443:127.0.0.1 "
-    "https://service.minipc.test/api/events/1; done'"
-)
-OLD_DATA = """
-CREATE FUNCTION minipc_test_old() RETURNS trigger LANGUAGE plpgsql AS
-  'BEGIN NEW.observed_at := NEW.observed_at - interval ''2 hours''; RETURN NEW; END';
-CREATE TRIGGER minipc_test_old BEFORE INSERT ON parking_observations
-  FOR EACH ROW EXECUTE FUNCTION minipc_test_old();
-UPDATE parking_observations SET observed_at = observed_at - interval '2 hours';
-"""
 
 SHORT = [
     Fault(
-        "the API stops",
-        "systemctl stop workload-api",
-        "systemctl start workload-api",
+        "the service stops",
+        of_process("FRONT", "stop"),
+        of_process("FRONT", "start"),
         "RuntimeDown",
         "runtime",
-        also=("DeployUnhealthy",),
+        "SERVICE",
     ),
     Fault(
-        "a worker is killed",
-        "systemctl stop workload-worker@ingest",
-        "systemctl start workload-worker@ingest",
-        "WorkerDown",
-        "workers",
-        "ingest",
+        "a worker stops",
+        of_process("WORKER", "stop"),
+        of_process("WORKER", "start"),
+        "ProcessDown",
+        "processes",
+        "SERVICE/WORKER",
     ),
     Fault("Redis stops", "systemctl stop redis-server", "systemctl start redis-server", "CacheDown", "cache"),
     Fault(
@@ -128,7 +106,7 @@ SHORT = [
 ]
 
 LONG = [
-    Fault("the door stops", "systemctl stop caddy", "systemctl start caddy", "ApiDown", "user-api"),
+    Fault("the ingress stops", "systemctl stop caddy", "systemctl start caddy", "ServiceDown", "answers", "SERVICE"),
     Fault(
         "PostgreSQL stops",
         "systemctl stop postgresql@17-main",
@@ -137,60 +115,23 @@ LONG = [
         "database",
     ),
     Fault(
-        "the database answers late",
-        LOCKED,
-        UNLOCKED,
-        "DatabaseTooSlow",
-        "database-in-time",
-    ),
-    Fault(
-        "one screen fails",
-        AWAY,
-        BACK,
-        "ScreenFailing",
-        "screens",
-        "/api/outing",
-    ),
-    Fault(
-        "a burst of errors",
-        f"{AWAY}; systemd-run --quiet --unit minipc-test-burst {BURST}".replace("weather_observations", "app_events"),
-        f"systemctl stop minipc-test-burst; {BACK}".replace("weather_observations", "app_events"),
-        "ManyErrors",
-        "errors",
-        "api",
-        also=("DoorErrors", "ErrorBudgetBurnsFast"),
-    ),
-    Fault(
-        "a worker hangs",
-        "systemctl kill --signal STOP workload-worker@forecast",
-        "systemctl kill --signal CONT workload-worker@forecast",
-        "WorkerDown",
-        "workers",
-        "forecast",
-    ),
-    Fault(
-        "a source delivers old data",
-        f"{SQL} <<'END'\n{OLD_DATA}\nEND",
-        # The next batch brings new data at once.
-        f"{SQL} -c 'DROP TRIGGER minipc_test_old ON parking_observations; DROP FUNCTION minipc_test_old' && "
-        "systemctl restart workload-worker@ingest",
-        "StaleButServing",
-        "freshness",
-        "/api/parking",
-    ),
-    Fault(
-        "notifications pile up",
-        f"{SQL} <<'END'\n{PILE}\nEND",
-        f"{SQL} -c \"DELETE FROM push_subscriptions WHERE user_id = 't'\"",
-        "OutboxGrowing",
-        "outbox",
+        "a worker ends again and again",
+        "mkdir -p /run/systemd/system/minipc-SERVICE-WORKER.service.d; "
+        "printf '[Service]\\nExecStartPost=/bin/false\\n' "
+        "> /run/systemd/system/minipc-SERVICE-WORKER.service.d/minipc-test.conf; "
+        f"systemctl daemon-reload; {of_process('WORKER', '--no-block restart')}",
+        "rm -r /run/systemd/system/minipc-SERVICE-WORKER.service.d; "
+        f"systemctl daemon-reload; {of_process('WORKER', 'restart')}",
+        "ProcessDown",
+        "processes",
+        "SERVICE/WORKER",
     ),
 ]
 
 
 @dataclass
 class Row:
-    """A line of the table. Times in seconds after the fault and after its mending."""
+    """A row of the table. Times are in seconds after the fault, and after its repair."""
 
     fault: str
     alert: str
@@ -205,18 +146,35 @@ class Row:
 
 @dataclass
 class Lookout:
-    """A machine whose alerts are watched."""
+    """A machine whose alerts are observed."""
 
     machine: lab.Machine
     rows: list[Row] = field(default_factory=list)
 
-    def messages(self) -> list[dict[str, Any]]:
-        """What Slack would have got, each checked to be what Slack takes."""
-        lines = on(self.machine, f"cat {MESSAGES} 2>/dev/null || true").splitlines()
-        return [as_slack_takes_it(json.loads(line)) for line in lines]
+    @property
+    def target(self) -> Target:
+        return the_target(LAB, self.machine.name)
 
-    def told(self, word: str, alert: str, each: str, since: float) -> float | None:
-        """When Slack was told that the alert fires ("P…") or is over ("Resolved"); None: not yet."""
+    def filled(self, fault: Fault) -> Fault:
+        """Return the fault with the names of the first service that has a worker."""
+        service = next(
+            each for each in self.target.settings.services.declared if len(each.processes) > 1 and each.front
+        )
+        assert service.front
+        names = {"SERVICE": service.name, "FRONT": service.front[0]}
+        names["WORKER"] = next(name for name in service.processes if name != service.front[0])
+        texts = {key: getattr(fault, key) for key in ("inject", "repair", "each")}
+        for word, name in names.items():
+            texts = {key: text.replace(word, name) for key, text in texts.items()}
+        return replace(fault, **texts)
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Return the messages for Slack. Each is checked to be one that Slack accepts."""
+        lines = on(self.machine, f"cat {MESSAGES} 2>/dev/null || true").splitlines()
+        return [accepted_by_slack(json.loads(line)) for line in lines]
+
+    def sent_at(self, word: str, alert: str, each: str, since: float) -> float | None:
+        """Return when Slack got the message that an alert fires ("P…") or is resolved ("Resolved"); None if not."""
         for message in self.messages():
             attachment = message["attachments"][0]
             name = f"{alert} ({each})" if each else alert
@@ -231,7 +189,7 @@ class Lookout:
 
     def wait_for(self, word: str, fault: Fault, since: float, limit_s: float) -> float:
         give_up = time.monotonic() + limit_s
-        while (at := self.told(word, fault.alert, fault.each, since)) is None:
+        while (at := self.sent_at(word, fault.alert, fault.each, since)) is None:
             assert time.monotonic() < give_up, f"{fault.name}: no message `{word} {fault.alert}`: {self.state(fault)}"
             time.sleep(0.5)
         return at - since
@@ -243,24 +201,25 @@ class Lookout:
         return f"Prometheus: {prometheus.strip() or 'nothing'}; last messages: {last}"
 
     def triage(self) -> Verdict:
-        checks = load()
-        target = the_target("lab", self.machine.name)
-        return judge(checks, ask(target, "lab", checks, prefer="machine").answers)
+        checks = load(self.target.settings.services.declared)
+        return judge(checks, ask(self.target, checks, prefer="machine").answers)
 
-    def wait_until_well(self, limit_s: float = 120) -> None:
-        """Nothing of the fault before may be left, or triage would rightly speak of that."""
+    def wait_until_healthy(self, limit_s: float = 120) -> None:
+        """Wait until triage finds no cause, so that it does not report the previous fault."""
         give_up = time.monotonic() + limit_s
         while (verdict := self.triage()).causes:
-            assert time.monotonic() < give_up, f"not well before the fault: {verdict.sentence}"
+            assert time.monotonic() < give_up, f"not healthy before the fault: {verdict.sentence}"
             time.sleep(2)
 
     def prove(self, fault: Fault, pace: int = PACE) -> Row:
-        """The whole story of one fault."""
-        within = next((check.within for check in load().checks if check.alert == fault.alert), None)
+        """Inject one fault, wait for its alert, ask triage, repair it, and wait until the alert resolves."""
+        fault = self.filled(fault)
+        checks = load(self.target.settings.services.declared).checks
+        within = next((check.within for check in checks if check.alert == fault.alert), None)
         budget = seconds(within) if within else 300
         row = Row(fault.name, fault.alert, pace, budget_s=round(budget / pace))
         self.rows.append(row)
-        self.wait_until_well()
+        self.wait_until_healthy()
         since = self.now()
         on(self.machine, fault.inject)
         try:
@@ -273,15 +232,15 @@ class Lookout:
             row.sentence = verdict.sentence
             row.triage = verdict.causes[0].check.id if verdict.causes else ""
         finally:
-            mended = self.now()
-            on(self.machine, fault.mend)
-        row.resolved_s = round(self.wait_for("Resolved", fault, mended, 240 / pace + 120), 1)
+            repaired_at = self.now()
+            on(self.machine, fault.repair)
+        row.resolved_s = round(self.wait_for("Resolved", fault, repaired_at, 240 / pace + 120), 1)
         row.verdict = "pass" if row.triage == fault.cause else "fail"
         return row
 
 
-def as_slack_takes_it(line: dict[str, Any]) -> dict[str, Any]:
-    """The message, when it is what an incoming webhook of Slack accepts: https://api.slack.com/reference/messaging."""
+def accepted_by_slack(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a message, asserting that a Slack webhook accepts it: https://api.slack.com/reference/messaging."""
     assert line["type"] == "application/json"
     message = json.loads(line["body"])
     assert 1 <= len(message["attachments"]) <= 20
@@ -296,7 +255,7 @@ def as_slack_takes_it(line: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def watched(request: pytest.FixtureRequest) -> lab.Machine:
-    """The rehearsal's machine, or, to try these tests alone, one that is there: MINIPC_TEST_MACHINE=NAME."""
+    """Return the machine of the rehearsal, or an existing one, to run these tests alone: MINIPC_TEST_MACHINE=NAME."""
     name = os.environ.get("MINIPC_TEST_MACHINE")
     found = lab.find(name) if name else request.getfixturevalue("site")
     assert isinstance(found, lab.Machine), f"no lab machine {name}"
@@ -305,7 +264,7 @@ def watched(request: pytest.FixtureRequest) -> lab.Machine:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The lab's secrets and a Slack address; the lab's own store never learns of it."""
+    """Return variables for a copy of the lab's secrets with a Slack address. The lab's store stays unchanged."""
     store = open_store("lab")
     copy = tmp_path_factory.mktemp("secrets")
     shutil.copytree(Path(store.location.split()[-1]).parent, copy, dirs_exist_ok=True)
@@ -318,7 +277,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def lookout(watched: lab.Machine, environment: dict[str, str]) -> Iterator[Lookout]:
-    """Alerts go to the stand-in for Slack, in fast motion; afterwards all is as it was."""
+    """Send alerts to the test double of Slack, with fast rules. Restore the settings afterwards."""
     program = (Path(__file__).parent / "slack_receiver.py").read_text()
     on(
         watched,
@@ -338,13 +297,14 @@ def lookout(watched: lab.Machine, environment: dict[str, str]) -> Iterator[Looko
 
 
 def at_pace(machine: lab.Machine, pace: int, env: dict[str, str]) -> None:
-    options = ["--data", f"prometheus_pace={pace}", "--data", "alertmanager_slack=true"]
+    channels = json.dumps([{"name": "slack", "kind": "slack"}])
+    options = ["--data", f"prometheus_pace={pace}", "--data", f"alertmanager_channels={channels}"]
     done = converge(machine, "alertmanager", "prometheus", options=options, env=env)
     assert done.code == 0, done.output
 
 
 def keep(rows: list[Row]) -> None:
-    """The table, as JSON and for people."""
+    """Write the table as JSON and as Markdown."""
     if not rows:
         return
     directory = ROOT / "reports" / "alerts"
@@ -372,7 +332,7 @@ def proven(lookout: Lookout, fault: Fault) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fault", SHORT, ids=lambda fault: fault.name)
-def test_a_fault_is_told_located_and_told_to_be_over(lookout: Lookout, fault: Fault) -> None:
+def test_a_fault_is_reported_located_and_resolved(lookout: Lookout, fault: Fault) -> None:
     proven(lookout, fault)
 
 

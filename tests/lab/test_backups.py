@@ -96,5 +96,5 @@ def test_a_stanza_of_another_database_is_never_taken_over(pair):
     finally:
         on(pair.mini, f"cp /run/kept {port}; pg_dropcluster --stop 17 empty")
     assert told.endswith("exit 3\n"), told
-    assert "holds the backups of another database" in told
+    assert "contains the backups of another database" in told
     assert held() == before

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from minipc.paths import ROOT
+from minipc.core.paths import ROOT
 
-PASSPHRASE = "correct horse battery staple"
+PASSPHRASE = "orbit mango tundra velvet quilt"
 
 
 class Computer:
@@ -30,7 +30,7 @@ class Computer:
     def minipc(self, *argv: str, stdin: str = "", code: int = 0) -> str:
         environment = {"HOME": str(self.home), "PATH": os.environ["PATH"], "PYTHONPATH": str(self.clone)}
         done = subprocess.run(
-            [sys.executable, "-m", "minipc.cli", *argv],
+            [sys.executable, "-m", "minipc.cli.main", *argv],
             cwd=self.clone,
             env=environment,
             input=stdin,
@@ -61,7 +61,7 @@ def operator(tmp_path: Path) -> Computer:
 
 
 def test_an_empty_home_and_a_clean_clone_become_the_operators_again(operator: Computer, tmp_path: Path) -> None:
-    stick = tmp_path / "stick.age"
+    stick = tmp_path / "bundle.age"
     made = operator.minipc("bundle", "create", str(stick), stdin=PASSPHRASE)
     assert "opened again and compared" in made
     assert "NOT IN THE BUNDLE" not in made
@@ -88,10 +88,10 @@ def test_a_person_without_minipc_opens_it(operator: Computer, tmp_path: Path) ->
     """pyrage stands for `age -d`, which asks on a terminal only."""
     import pyrage
 
-    stick = tmp_path / "stick.age"
+    stick = tmp_path / "bundle.age"
     operator.minipc("bundle", "create", str(stick), stdin=PASSPHRASE)
     (tmp_path / "b.tar").write_bytes(pyrage.passphrase.decrypt(stick.read_bytes(), PASSPHRASE))
     subprocess.run(["tar", "-xf", "b.tar"], cwd=tmp_path, check=True, timeout=20)
     assert "age -d -i age.key secrets.age" in (tmp_path / "README.txt").read_text()
     key = pyrage.x25519.Identity.from_str((tmp_path / "age.key").read_text().splitlines()[-1])
-    assert b"postgres.password.workload: " in pyrage.decrypt((tmp_path / "secrets.age").read_bytes(), [key])
+    assert b"postgres.password.monitoring: " in pyrage.decrypt((tmp_path / "secrets.age").read_bytes(), [key])

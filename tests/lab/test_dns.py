@@ -1,4 +1,4 @@
-"""The public records follow a machine's public address: the component on a machine, with a provider beside it."""
+"""Test that DNS records follow a machine's public address, with a test double of the provider."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import subprocess
 
 import pytest
 
-from minipc import lab
-from minipc.converge import PendingChange, pending_changes
+from minipc.core.environment import LAB
+from minipc.core.paths import ROOT
 from minipc.dns.shipped import ADDRESS_COMMAND
-from minipc.lab.inventory import entry, pin_lab_machine
-from minipc.paths import ROOT
+from minipc.pyinfra_ext.converge import PendingChange, pending_changes
 from minipc.secrets import open_store
 from minipc.secrets.generate import generate
 from playbooks.adopt import adopt
+from rehearsal import lab
+from rehearsal.lab.inventory import entry
 from tests.lab.conftest import BIN, on, run
 
 NAME = "service.example.org"
+HOLDER = f"_minipc.{NAME}"
 TOKEN = "t0ken-for_example-org"
 STATE = "/run/fake-dns.json"
 FAKE = "/run/fake-dns.py"
@@ -37,16 +39,23 @@ SETTINGS = {
 def adopted(blank: lab.Machine) -> lab.Machine:
     generate("lab")
     open_store("lab").set_many({"dns.cloudflare_token": TOKEN})
-    adopt(entry(blank), blank.host_key_fingerprint, pin_lab_machine)
+    adopt(LAB, entry(blank), blank.host_key_fingerprint)
     return blank
 
 
-def provide(machine: lab.Machine, address: str, holder: str, content: str) -> None:
-    """A provider on the machine's own loopback, which also says that this is the machine's public address."""
-    record = {"name": NAME, "type": "A", "content": content, "comment": f"minipc {holder}"}
-    code = (ROOT / "minipc/lab/cloudflare.py").read_text()
+def provide(machine: lab.Machine, address: str, content: str, comment: str = "", holder: str = "") -> None:
+    """Run the provider on the machine's loopback. It also returns the machine's public address.
+
+    Args:
+        comment: of the record, where the holder was in earlier versions.
+        holder: text of the holder's TXT record; empty for none.
+    """
+    records = [{"name": NAME, "type": "A", "content": content, "comment": comment}]
+    if holder:
+        records.append({"name": HOLDER, "type": "TXT", "content": holder})
+    code = (ROOT / "rehearsal/doubles/cloudflare.py").read_text()
     lab.run(machine, ["sh", "-c", f"cat > {FAKE}"], stdin=code)
-    lab.run(machine, ["sh", "-c", f"cat > {STATE}"], stdin=json.dumps({"address": address, "records": [record]}))
+    lab.run(machine, ["sh", "-c", f"cat > {STATE}"], stdin=json.dumps({"address": address, "records": records}))
     on(
         machine,
         f"systemctl stop fake-dns 2>/dev/null; systemd-run -q --unit fake-dns --collect "
@@ -56,16 +65,16 @@ def provide(machine: lab.Machine, address: str, holder: str, content: str) -> No
 
 
 def pending(inventory: str) -> list[PendingChange]:
-    """What another converge would change."""
+    """Return what another converge would change."""
     command = [str(BIN / "pyinfra"), "--dry", "--json", inventory, "deploys/dns.py"]
     done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return pending_changes(json.loads(done.stdout))
 
 
-def content(machine: lab.Machine) -> str:
-    (record,) = json.loads(on(machine, f"cat {STATE}"))["records"]
-    return str(record["content"])
+def content(machine: lab.Machine, name: str = NAME) -> str:
+    (found,) = [each for each in json.loads(on(machine, f"cat {STATE}"))["records"] if each["name"] == name]
+    return str(found["content"])
 
 
 def test_the_records_follow(adopted: lab.Machine, inventory) -> None:
@@ -76,16 +85,21 @@ def test_the_records_follow(adopted: lab.Machine, inventory) -> None:
     assert pending(with_dns) == []
     identity = entry(adopted)[1]["machine_identity"]
 
-    provide(adopted, "8.8.4.4", identity, "1.2.3.4")
+    # The comment of an earlier version becomes a TXT record, and that one is followed too.
+    provide(adopted, "8.8.4.4", "1.2.3.4", comment=f"minipc {identity}")
+    on(adopted, "systemctl start minipc-dns.service")
+    assert content(adopted) == "8.8.4.4"
+    assert content(adopted, HOLDER) == f"minipc {identity}"
+    provide(adopted, "8.8.4.4", "1.2.3.4", holder=f"minipc {identity}")
     on(adopted, "systemctl start minipc-dns.service")
     assert content(adopted) == "8.8.4.4"
     assert on(adopted, f"{ADDRESS_COMMAND} A").strip() == "8.8.4.4"
 
     # Its successor took over: it stands by.
-    provide(adopted, "9.9.9.9", "11111111-1111-4111-8111-111111111111", "8.8.4.4")
+    provide(adopted, "9.9.9.9", "8.8.4.4", holder="minipc 11111111-1111-4111-8111-111111111111")
     on(adopted, "systemctl start minipc-dns.service")
     assert content(adopted) == "8.8.4.4"
-    assert "left alone" in on(adopted, "journalctl -u minipc-dns -o cat -n 5")
+    assert "held by another machine" in on(adopted, "journalctl -u minipc-dns -o cat -n 5")
 
     # The provider is gone: failed, and the token is nowhere in the log.
     on(adopted, "systemctl stop fake-dns")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minipc.records import load
+from minipc.evidence.records import load
 from tests.lab.conftest import converge, on, run
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(420)]
@@ -61,7 +61,7 @@ def test_it_passes_and_leaves_a_record_a_metric_and_nothing_else(pair, repo):
     record = load(path)
     assert (record.kind, record.verdict) == ("drill", "pass")
     assert [phase.name for phase in record.phases] == [
-        "preflight", "canaries", "archive", "restore", "recover", "migrate", "questions", "amcheck",
+        "preflight", "canaries", "archive", "restore", "recover", "migrate", "questions", "amcheck", "volumes",
     ]  # fmt: skip
     assert record.data_classes[0].name == "must recover"
     assert record.rpo_seconds is not None
@@ -99,7 +99,7 @@ def test_a_plain_restore_afterwards_gives_mains_rows(pair):
 
 
 def test_it_never_runs_twice(pair):
-    hold = "flock /run/lock/minipc-drill sh -c 'touch /run/holding; sleep 8' &"
+    hold = "flock /var/lib/minipc/backups/drill.lock sh -c 'touch /run/holding; sleep 8' &"
     wait = "while ! [ -e /run/holding ]; do sleep 0.1; done"
     told = on(pair.mini, f"({hold} {wait}; /usr/local/lib/minipc/drill 1 2>&1; echo exit $?) </dev/null")
     assert "another drill is running" in told
@@ -131,7 +131,7 @@ def changed(mini, change):
 
 def test_a_wrong_answer_fails_it(pair):
     with kept(pair.mini, SETTINGS):
-        changed(pair.mini, "s['queries'][0]['expect'] = '== 4711'")
+        changed(pair.mini, "[e for e in s['services'] if e['queries']][0]['queries'][0]['expect'] = '== 4711'")
         code, result = drill(pair.mini, 1)
     assert (code, result["verdict"]) == (1, "fail")
     assert "expected == 4711" in result["reason"]

@@ -1,4 +1,4 @@
-"""Certificates from an ACME server: Debian's pebble on a machine of its own, which validates over the public side."""
+"""Test certificates from an ACME server: Debian's pebble on a separate machine, on the public side."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from minipc import certificates, lab
-from minipc.inventory import the_target
-from minipc.paths import ROOT
+from minipc.core.environment import LAB
+from minipc.core.paths import ROOT
+from minipc.remote import certificates
+from minipc.remote.inventory import the_target
+from rehearsal import lab
 from tests.lab.conftest import converge, on, run
 from tests.verify.conftest import eventually
 
@@ -32,11 +34,13 @@ class Acme:
     """The ACME server.
 
     Attributes:
+        domain: of the service that needs a certificate; live is its path that answers.
         root: certificate (PEM) that its API is trusted by.
     """
 
     machine: lab.Machine
     domain: str
+    live: str
     root: str
 
     @property
@@ -44,7 +48,7 @@ class Acme:
         return f"https://{self.machine.public_ipv4}:{PORT}/dir"
 
     def start(self, *refused: str) -> None:
-        """Starts it, or starts it anew; it then knows nothing of what was before. `refused`: names it refuses."""
+        """Start or restart it. It forgets everything from before. It refuses the names in `refused`."""
         settings = {
             "listenAddress": f"0.0.0.0:{PORT}",
             "managementListenAddress": f"0.0.0.0:{MANAGEMENT}",
@@ -72,7 +76,7 @@ class Acme:
         on(self.machine, "systemctl stop pebble 2>/dev/null || true")
 
     def authority(self) -> str:
-        """The root certificate of what it issues, new at each start."""
+        """Return its root certificate, which is new after each start."""
         return on(self.machine, f"curl -ks https://127.0.0.1:{MANAGEMENT}/roots/0")
 
 
@@ -85,18 +89,19 @@ def acme(site: lab.Machine) -> Iterator[Acme]:
             "export DEBIAN_FRONTEND=noninteractive; apt-get -qq update; apt-get -qq install -y pebble openssl curl\n"
             "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=acme "
             f"-addext subjectAltName=IP:{address} -keyout /root/acme.key -out /root/acme.crt 2>/dev/null\n"
-            # The public name leads to the machine's public address, for whoever asks here.
+            # The public name leads to the machine's public address, for anyone who asks here.
             "systemd-run --quiet --collect --unit=names pebble-challtestsrv "
             f"-defaultIPv4 {site.public_ipv4} -defaultIPv6 '' -dns01 127.0.0.1:{DNS} "
             "-http01 '' -https01 '' -tlsalpn01 ''",
             timeout_s=300,
         )
-        domain = the_target("lab", site.name).settings.edge.domain
-        yield Acme(machine, domain, on(machine, "cat /root/acme.crt"))
+        service = the_target(LAB, site.name).settings.services.public[0]
+        assert service.health
+        yield Acme(machine, service.ingress.domains[0], service.health.live, on(machine, "cat /root/acme.crt"))
 
 
 def edge_with(site: lab.Machine, inventory, **settings: object) -> None:
-    """Converges the public door with other settings."""
+    """Converge the public ingress with other settings."""
     path = str(inventory(site, **settings))
     done = run("pyinfra", "-y", path, "deploys/edge.py", timeout_s=300)
     assert done.code == 0, done.output
@@ -110,23 +115,25 @@ def issuer(certificate: x509.Certificate | None) -> str:
     return certificate.issuer.rfc4514_string() if certificate else ""
 
 
-def answers(site: lab.Machine, domain: str, ca: Path) -> str:
-    """The status of a request to the public name, its certificate verified."""
-    at = ["--resolve", f"{domain}:443:{site.public_ipv4}", "--cacert", str(ca)]
+def answers(site: lab.Machine, acme: Acme, ca: Path) -> str:
+    """Return the status of a request to the public name, with a verified certificate."""
+    at = ["--resolve", f"{acme.domain}:443:{site.public_ipv4}", "--cacert", str(ca)]
     curl = [*PUBLIC, "curl", "-sS", "--max-time", "10", "--noproxy", "*", *at, "-o", "/dev/null", "-w", "%{http_code}"]
-    return subprocess.run([*curl, f"https://{domain}/api/livez"], capture_output=True, text=True, timeout=20).stdout
+    return subprocess.run(
+        [*curl, f"https://{acme.domain}{acme.live}"], capture_output=True, text=True, timeout=20
+    ).stdout
 
 
-def over_http3(site: lab.Machine, domain: str, ca: Path) -> str:
-    """The same over HTTP/3."""
+def over_http3(site: lab.Machine, acme: Acme, ca: Path) -> str:
+    """Return the status of the same request over HTTP/3."""
     client = [
         *PUBLIC,
         sys.executable,
         "-m",
         "tests.verify.http3_client",
         site.public_ipv4,
-        domain,
-        "/api/livez",
+        acme.domain,
+        acme.live,
         str(ca),
     ]
     done = subprocess.run(client, capture_output=True, text=True, timeout=30, cwd=ROOT)
@@ -134,7 +141,7 @@ def over_http3(site: lab.Machine, domain: str, ca: Path) -> str:
 
 
 def try_again(site: lab.Machine) -> None:
-    """Caddy asks at once instead of in a minute; with a new account, because the ACME server forgets its own."""
+    """Make Caddy ask at once, with a new account, because the ACME server forgets its accounts."""
     on(site, f"systemctl stop caddy; rm -r {STATE}/acme; systemctl start caddy")
 
 
@@ -153,7 +160,7 @@ def test_certificates_come_from_the_acme_server_and_outlast_it(site, acme, inven
     # HTTP/3 has a certificate store of its own, which must not be left behind.
     ca = tmp_path / "internal.pem"
     ca.write_text(on(site, f"cat {STATE}/pki/authorities/local/root.crt"))
-    assert over_http3(site, acme.domain, ca) == "200"
+    assert over_http3(site, acme, ca) == "200"
 
 
 def _refused_then_issued_then_renewed(site, acme, inventory, tmp_path) -> None:
@@ -172,7 +179,7 @@ def _refused_then_issued_then_renewed(site, acme, inventory, tmp_path) -> None:
     first = shown(site, acme.domain)
     ca = tmp_path / "ca.pem"
     ca.write_text(acme.authority())
-    assert answers(site, acme.domain, ca) == "200"
+    assert answers(site, acme, ca) == "200"
 
     # It is down when a renewal is due: what is there is served on, and the log says what is wrong.
     acme.stop()

@@ -1,6 +1,6 @@
-"""The deploy of Grafana with an archive of its shape: the program in it is a stand-in that looks at its files.
+"""The deploy of Grafana with an archive of its shape: the program in it is a test double that checks its files.
 
-Grafana itself, where it can be had, is checked by tests/verify/test_grafana.py.
+Grafana itself, where it is available, is checked by tests/verify/test_grafana.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from minipc import lab
+from rehearsal import lab
 from tests.lab.conftest import converge, on, run
 from tests.verify.conftest import eventually
 
@@ -47,7 +47,7 @@ http.server.HTTPServer((ini["server"]["http_addr"], int(ini["server"]["http_port
 
 
 def archive(path: Path) -> Path:
-    """A tar.gz as the publisher makes it: one folder, named after the version."""
+    """Build a tar.gz with the publisher's layout: one folder, named after the version."""
     with tarfile.open(path, "w:gz") as tar:
         for name, content, mode in (
             ("bin/grafana", STAND_IN, 0o755),
@@ -62,7 +62,7 @@ def archive(path: Path) -> Path:
 
 @pytest.fixture
 def offered(site: lab.Machine, tmp_path) -> Iterator[dict[str, str]]:
-    """The environment of a controller that has it; afterwards the machine is without it again."""
+    """Return the environment of a controller that has the archive. Remove Grafana afterwards."""
     if on(site, "systemctl cat grafana >/dev/null 2>&1 && echo yes || true").strip():
         pytest.skip("NOT EXERCISED: the machine has Grafana itself; tests/verify checks that")
     cache = {"MINIPC_CACHE_DIR": str(tmp_path / "cache")}

@@ -1,4 +1,4 @@
-"""Never the wrong machine, never a failure that looks like a success. All through plain pyinfra."""
+"""Test the guards with plain pyinfra: no change on a wrong machine, no failure that looks like a success."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from minipc import lab
-from minipc.lab.inventory import entry, pin_lab_machine
-from minipc.paths import ROOT
-from minipc.timeline import OperationEnd, OperationStart, read
+from minipc.core.environment import LAB
+from minipc.core.paths import ROOT
+from minipc.evidence.event_stream import OperationEnd, OperationStart, read
+from minipc.remote import operator_lock
+from minipc.remote.inventory import the_target
+from rehearsal import lab
+from rehearsal.lab.inventory import entry
 from tests.lab.conftest import BIN, converge, on, run
+from tests.verify.conftest import eventually
 
 EVERYTHING = "find /etc /opt /var/lib/minipc /usr/local -type f -newer /run/marker 2>/dev/null | sort"
 
 
 @pytest.fixture
 def marked(site):
-    """A site whose later writes can be told."""
+    """Return a machine on which later writes are recognised."""
     on(site, "sleep 0.02; touch /run/marker; sleep 0.02")
     return site
 
@@ -43,6 +47,23 @@ def test_a_machine_that_was_never_adopted_is_refused(blank):
     assert done.code == 3, done.output
     assert "minipc adopt" in done.output
     assert "redis" not in on(blank, "ls /etc")
+
+
+def test_the_second_of_two_operators_is_refused(site):
+    """It sees who has the lock. When the first one's computer crashes, the lock is gone."""
+    words = ["apply", "release", "--inventory", "lab", "--host", site.name]
+    with operator_lock.held(the_target(LAB, site.name), "minipc rebuild"):
+        refused = run("minipc", *words)
+        assert refused.code == 3, refused.output
+        assert "minipc rebuild" in refused.output
+        assert "minipc unlock" in refused.output
+    first = subprocess.Popen([str(BIN / "minipc"), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        assert eventually(lambda: "minipc apply" in on(site, f"cat {operator_lock.FILE}"), within_s=20)
+    finally:
+        first.kill()
+        first.wait()
+    assert run("minipc", *words).code in (0, 4)
 
 
 def test_another_host_key_is_refused(marked, inventory, tmp_path):
@@ -98,23 +119,23 @@ def test_a_wrong_setting_stops_the_run(marked, inventory):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--limit", "nobody"], "matches no machine"),
         (["--no-wait"], "--no-wait exits 0"),
         (["--dry"], "--dry together with -y"),
     ],
 )
-def test_options_that_look_like_success_are_refused(site, options, told):
+def test_options_that_look_like_success_are_refused(site, options, message):
     done = run("pyinfra", "-y", *options, "inventory/lab.py", "deploys/redis.py")
     assert done.code == 3, done.output
-    assert told in done.output
+    assert message in done.output
 
 
 def test_a_component_before_what_it_needs_is_refused(blank):
     from playbooks.adopt import adopt
 
-    adopt(entry(blank), blank.host_key_fingerprint, pin_lab_machine)
+    adopt(LAB, entry(blank), blank.host_key_fingerprint)
     on(blank, "touch /run/marker; sleep 0.1")
     for command in ("apply", "plan"):
         done = run("minipc", command, "redis", "--inventory", "lab", "--host", blank.name)
@@ -126,11 +147,11 @@ def test_a_component_before_what_it_needs_is_refused(blank):
     assert on(blank, EVERYTHING) == ""
 
 
-def test_a_full_disk_is_told_before_anything_changes(lab_ready):
+def test_a_full_disk_is_an_error_before_anything_changes(lab_ready):
     with lab.machine("test-small", disk_gb=1) as machine:
         from playbooks.adopt import adopt
 
-        adopt(entry(machine), machine.host_key_fingerprint, pin_lab_machine)
+        adopt(LAB, entry(machine), machine.host_key_fingerprint)
         done = converge(machine, "redis")
     assert done.code == 3, done.output
     assert "MB free below /var" in done.output
@@ -140,7 +161,7 @@ def test_a_dead_mirror_is_an_error_that_names_it(lab_ready, inventory):
     with lab.machine("test-mirror") as machine:
         from playbooks.adopt import adopt
 
-        adopt(entry(machine), machine.host_key_fingerprint, pin_lab_machine)
+        adopt(LAB, entry(machine), machine.host_key_fingerprint)
         path = inventory(machine, host_apt_mirror="http://127.0.0.1:9/debian")
         done = run("pyinfra", "-y", str(path), "deploys/host.py", timeout_s=280)
     assert done.code == 1, done.output
@@ -196,19 +217,19 @@ def _wait_for(events: Path, kind: type, component: str, name: str) -> None:
     raise AssertionError(f"{component}: {name} never came")
 
 
-def test_ctrl_c_is_no_success_and_says_how_to_resume(site, tmp_path):
+def test_ctrl_c_is_not_a_success_and_shows_how_to_resume(site, tmp_path):
     process = _start(site, tmp_path / "events", "host", "redis")
-    _wait_for(tmp_path / "events", OperationStart, "host", "install packages")
+    _wait_for(tmp_path / "events", OperationStart, "host", "Install base packages")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
     assert b"run the same command again" in output
 
 
-def test_a_lost_connection_is_no_success(site, tmp_path):
+def test_a_lost_connection_is_not_a_success(site, tmp_path):
     on(site, "cp /root/.bashrc /root/.bashrc.kept; echo 'sleep 1' >> /root/.bashrc")  # time to be caught
     process = _start(site, tmp_path / "events", "host", "redis")
-    _wait_for(tmp_path / "events", OperationStart, "host", "install packages")
+    _wait_for(tmp_path / "events", OperationStart, "host", "Install base packages")
     # Every session ends, our own as well.
     on(site, "mv /root/.bashrc.kept /root/.bashrc; pkill -9 -f 'sshd-session: root'", check=False)
     try:
@@ -221,14 +242,14 @@ def test_a_lost_connection_is_no_success(site, tmp_path):
 
 
 def test_killed_between_placing_and_restarting_the_restart_still_happens(site, tmp_path, inventory):
-    """kill -9 after the file was placed: the next run sees no changed file, and restarts all the same."""
+    """After kill -9 the next run finds the file already placed, and still restarts the service."""
     pid = "systemctl show -p MainPID --value redis-server"
     for attempt in range(8):
         on(site, f"sed -i 's/^slowlog-log-slower-than .*/slowlog-log-slower-than {attempt + 1}/' /etc/redis/redis.conf")
         on(site, "systemctl restart redis-server; rm -f /var/lib/minipc/stamps/redis-server.service")
         events = tmp_path / f"events-{attempt}"
         process = _start(site, events, "redis")
-        _wait_for(events, OperationEnd, "redis", "configure")
+        _wait_for(events, OperationEnd, "redis", "Configure Redis")
         process.kill()
         process.wait()
         time.sleep(1)
@@ -246,15 +267,15 @@ def test_killed_between_placing_and_restarting_the_restart_still_happens(site, t
     assert on(site, pid) == again, "it restarted twice"
 
 
-def test_settings_that_would_lock_us_out_are_refused(marked, inventory):
+def test_settings_that_would_lock_the_operator_out_are_refused(marked, inventory):
     done = pyinfra(inventory(marked, firewall_operator_networks=["192.0.2.0/24"]))
     assert done.code == 3, done.output
     assert "the firewall would lock you out" in done.output
     assert on(marked, EVERYTHING) == ""
 
 
-def test_an_edit_that_was_loaded_by_a_restart_is_taken_back_altogether(site):
-    """The file is put back, and the unit no longer runs with the edit."""
+def test_a_manual_edit_is_reverted_and_the_unit_is_restarted(site):
+    """The file is restored, and the unit no longer uses the edit that a restart loaded."""
     password = "$(sed -n 's/^user monitoring on >\\([^ ]*\\).*/\\1/p' /etc/redis/users.acl)"
     slowlog = (
         f'export REDISCLI_AUTH="{password}"; redis-cli --user monitoring config get slowlog-log-slower-than | tail -n1'

@@ -1,4 +1,4 @@
-"""The lab itself: machines come up, stay apart from the controller, survive what they should, and leave nothing."""
+"""Test the lab: machines boot, are isolated from the controller, keep their data, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -17,14 +18,14 @@ from pathlib import Path
 
 import pytest
 
-from minipc import lab
-from minipc.errors import MinipcError, RefusedError
-from minipc.lab import Machine, cgroups, tunnel
-from minipc.lab.network import CONTROLLER_HOST, OPERATOR, PUBLIC, SIDES
-from minipc.lab.shell import call
+from minipc.core.errors import MinipcError, RefusedError
+from minipc.core.process import call
 from minipc.secrets import Secret
 from minipc.secrets.generate import wireguard_private_key
 from minipc.vpn.keys import public_key
+from rehearsal import lab
+from rehearsal.lab import Machine, cgroups, tunnel
+from rehearsal.lab.network import CONTROLLER_HOST, OPERATOR, PUBLIC, SIDES
 from tests.lab.sandbox import Sandbox
 from tests.verify.conftest import eventually
 
@@ -65,7 +66,7 @@ def sandbox() -> Iterator[Sandbox]:
             sandbox.close()
 
 
-# --- a machine is like a real one -------------------------------------------------------------------------------
+# --- a machine behaves like a real one----------------------------------------------------------------------------
 
 
 def test_it_is_a_booted_debian_13_with_its_own_identity(mini: Machine, offsite: Machine) -> None:
@@ -92,7 +93,7 @@ def test_it_has_its_own_nftables_and_network_settings(mini: Machine) -> None:
     assert "minipc_test" not in tables
 
 
-def test_a_tunnel_device_can_be_made(mini: Machine) -> None:
+def test_a_tunnel_device_can_be_created(mini: Machine) -> None:
     sh(mini, "ip tuntap add dev tun7 mode tun && ip link delete tun7")
 
 
@@ -129,8 +130,8 @@ def test_machines_reach_each_other_on_both_sides(mini: Machine, offsite: Machine
         sh(mini, f"ping -c 1 -W 5 {address}")
 
 
-def test_others_are_not_disturbed_when_a_machine_comes_and_goes(mini: Machine, offsite: Machine) -> None:
-    """A bridge that changes its own address, or a reused address with another MAC, costs half a minute of silence."""
+def test_creating_and_removing_a_machine_does_not_disturb_others(mini: Machine, offsite: Machine) -> None:
+    """A bridge with a changed address, or a reused IP address with another MAC, would interrupt for half a minute."""
     index = 0
     for _ in range(2):
         with lab.machine(unique("t-passing"), disk_gb=1) as passing:
@@ -163,7 +164,7 @@ def test_each_client_namespace_reaches_its_side_and_nothing_else(mini: Machine, 
 
 @pytest.fixture
 def controller_service() -> Iterator[int]:
-    """A TCP service on every address of the controller; yields its port."""
+    """Run a TCP service on every address of the controller. Yields its port."""
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
         threading.Thread(target=_accept_all, args=(server,), daemon=True).start()
         yield server.getsockname()[1]
@@ -191,7 +192,7 @@ def test_nothing_in_the_lab_can_connect_to_the_controller(mini: Machine, control
         assert subprocess.run(command, capture_output=True, timeout=20).returncode != 0
 
 
-# --- nothing is trusted on first use ----------------------------------------------------------------------------
+# --- host keys are pinned ----------------------------------------------------------------------------
 
 
 def test_an_unknown_host_key_is_refused(offsite: Machine) -> None:
@@ -218,17 +219,17 @@ def test_a_changed_host_key_is_refused(offsite: Machine) -> None:
         sh(offsite, back)  # over the connection that is still open
 
 
-# --- it can't get at the controller -----------------------------------------------------------------------------
+# --- a machine cannot change the controller ---------------------------------------------------------------------
 
 
-def test_the_clock_can_not_be_set(mini: Machine) -> None:
+def test_the_clock_cannot_be_set(mini: Machine) -> None:
     difference = time.time() - time.monotonic()
     assert sh(mini, "date -s 2020-01-01", check=False).returncode != 0
     assert sh(mini, "timedatectl set-time 2020-01-01", check=False).returncode != 0
     assert abs(time.time() - time.monotonic() - difference) < 5
 
 
-def test_sysctls_can_not_be_set_by_any_way_in(mini: Machine) -> None:
+def test_sysctls_cannot_be_set_by_any_path(mini: Machine) -> None:
     before = {name: Path("/proc/sys", name).read_text() for name in CONTROLLER_SYSCTLS}
     sh(mini, "mkdir -p /tmp/proc && mount -t proc proc /tmp/proc && mount -o remount,rw,bind /proc/sys || true")
     for name in CONTROLLER_SYSCTLS:
@@ -237,7 +238,7 @@ def test_sysctls_can_not_be_set_by_any_way_in(mini: Machine) -> None:
     assert {name: Path("/proc/sys", name).read_text() for name in CONTROLLER_SYSCTLS} == before
 
 
-def test_the_kernels_other_settings_can_not_be_changed(mini: Machine) -> None:
+def test_other_kernel_settings_cannot_be_changed(mini: Machine) -> None:
     files = ("/sys/kernel/mm/ksm/run", "/sys/kernel/mm/transparent_hugepage/enabled", "/proc/sysrq-trigger")
     sh(mini, "mkdir -p /tmp/sys && mount -t sysfs sysfs /tmp/sys || true")
     for path in files:
@@ -245,18 +246,18 @@ def test_the_kernels_other_settings_can_not_be_changed(mini: Machine) -> None:
     assert sh(mini, "echo 0 > /tmp/sys/kernel/mm/ksm/run", check=False).returncode != 0
 
 
-def test_audit_is_out_of_reach(mini: Machine) -> None:
+def test_audit_is_not_accessible(mini: Machine) -> None:
     netlink_audit = "use Socket; socket(my $s, 16, SOCK_RAW, 9) or exit 1"  # AF_NETLINK, NETLINK_AUDIT
     assert lab.run(mini, ["perl", "-e", netlink_audit], check=False).returncode == 1
 
 
-def test_the_kernel_log_is_out_of_reach(mini: Machine) -> None:
+def test_the_kernel_log_is_not_accessible(mini: Machine) -> None:
     assert sh(mini, "dmesg", check=False).returncode != 0
     assert sh(mini, "test -e /dev/kmsg", check=False).returncode != 0
     assert sh(mini, "timeout 1 head -c 1 /proc/kmsg", check=False).stdout == ""
 
 
-def test_the_controllers_devices_are_out_of_reach(mini: Machine) -> None:
+def test_the_controllers_devices_are_not_accessible(mini: Machine) -> None:
     for device in ("b 254 0", "b 8 0", "b 7 0", "c 1 1", "c 1 11"):
         assert sh(mini, f"rm -f /root/dev; mknod /root/dev {device} && head -c 1 /root/dev", check=False).returncode
     assert sh(mini, "mkdir -p /root/d && mount -t devtmpfs devtmpfs /root/d", check=False).returncode != 0
@@ -264,7 +265,7 @@ def test_the_controllers_devices_are_out_of_reach(mini: Machine) -> None:
     assert blocks == ""
 
 
-def test_the_controllers_files_and_processes_are_out_of_reach(mini: Machine) -> None:
+def test_the_controllers_files_and_processes_are_not_accessible(mini: Machine) -> None:
     assert sh(mini, "cat /proc/1/comm").stdout.strip() == "systemd"
     visible = [int(name) for name in sh(mini, "ls /proc").stdout.split() if name.isdigit()]
     assert len(visible) < len([name for name in os.listdir("/proc") if name.isdigit()])
@@ -279,7 +280,7 @@ def test_the_controllers_files_and_processes_are_out_of_reach(mini: Machine) -> 
     assert min(owners) >= 0x60000000
 
 
-def test_a_full_disk_is_its_own(offsite: Machine) -> None:
+def test_a_full_disk_does_not_fill_the_controllers(offsite: Machine) -> None:
     free = shutil.disk_usage(offsite.directory).free
     done = sh(offsite, "head -c 2G /dev/zero > /root/fill", check=False, timeout=120)
     assert "No space left on device" in done.stderr
@@ -296,7 +297,7 @@ def test_a_disk_that_could_fill_the_controllers_is_refused() -> None:
     assert lab.find(name) is None
 
 
-def test_a_machine_for_k3s_can_run_containers_and_reaches_no_further() -> None:
+def test_a_machine_for_k3s_runs_containers_and_stays_isolated() -> None:
     before = {name: Path("/proc/sys", name).read_text() for name in CONTROLLER_SYSCTLS}
     with lab.machine(unique("t-k3s"), disk_gb=2, k3s=True) as machine:
         assert sh(machine, "systemctl is-system-running").stdout == "running\n"
@@ -319,7 +320,7 @@ def test_a_machine_for_k3s_can_run_containers_and_reaches_no_further() -> None:
 # --- power ------------------------------------------------------------------------------------------------------
 
 
-def test_a_reboot_keeps_data_addresses_and_identity_and_forgets_the_rest(mini: Machine) -> None:
+def test_a_reboot_keeps_data_addresses_and_identity_only(mini: Machine) -> None:
     look = "cat /etc/machine-id; ip -br -4 address show public0; ip -br -6 address show scope global dev operator0"
     sh(mini, "echo kept > /root/file; echo lost > /run/file; nft add table inet lost")
     before = sh(mini, look).stdout
@@ -349,8 +350,8 @@ def test_a_second_machine_reuses_the_image_and_the_packages(sandbox: Sandbox) ->
     built = image.stat().st_ino, image.stat().st_ctime_ns
     package = "var/cache/apt/archives/minipc-test_1_all.deb"
     sandbox.run(f"""if True:
-        from minipc import lab
-        from minipc.lab.debs import cache_dir
+        from rehearsal import lab
+        from rehearsal.lab.debs import cache_dir
         with lab.machine("one", disk_gb=1) as one:
             lab.run(one, ["sh", "-c", "echo package > /{package}"])
         with lab.machine("two", disk_gb=1) as two:
@@ -361,12 +362,12 @@ def test_a_second_machine_reuses_the_image_and_the_packages(sandbox: Sandbox) ->
     assert (image.stat().st_ino, image.stat().st_ctime_ns) == built
 
 
-# --- it leaves nothing behind -----------------------------------------------------------------------------------
+# --- the lab leaves nothing behind -----------------------------------------------------------------------------------
 
 TWO_MACHINES = """if True:
     import subprocess, sys, time
     from subprocess import DEVNULL
-    from minipc import lab
+    from rehearsal import lab
     for name in ("one", "two"):
         lab.run(lab.up(name, disk_gb=1, keep={keep}), ["true"])
     subprocess.Popen(["ip", "netns", "exec", "public", "sleep", "600"], stdout=DEVNULL, stderr=DEVNULL)
@@ -408,20 +409,20 @@ def test_kill_9_while_a_machine_comes_up_leaves_nothing(sandbox: Sandbox, second
     assert sandbox.wait_until_clean(clean) == clean
 
 
-def test_down_all_mends_what_is_left_when_the_reaper_is_killed_too(sandbox: Sandbox) -> None:
+def test_down_all_removes_leftovers_if_the_reaper_was_killed_too(sandbox: Sandbox) -> None:
     clean = sandbox.leftovers()
     owner = sandbox.start(TWO_MACHINES.format(keep=False, then="time.sleep(600)"))
     assert owner.stdout
     assert owner.stdout.readline() == "up\n"
-    reapers = subprocess.run(["pgrep", "-f", f"minipc.lab.reaper {owner.pid} "], capture_output=True, text=True)
+    reapers = subprocess.run(["pgrep", "-f", f"rehearsal.lab.reaper {owner.pid} "], capture_output=True, text=True)
     os.kill(int(reapers.stdout), signal.SIGKILL)
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     left = sandbox.leftovers()
     assert len(left["disks"]) == 2
     assert left["namespaces"] == ["operator", "public"]
-    (sandbox.state / "lab" / "machines" / "two" / "machine.json").unlink()  # even its state is lost
-    sandbox.run("from minipc import lab; lab.down('all'); lab.down('all')")
+    (sandbox.state / "lab" / "machines" / "two" / "machine.json").unlink()  # its state is lost, too
+    sandbox.run("from rehearsal import lab; lab.down('all'); lab.down('all')")
     assert sandbox.wait_until_clean(clean, timeout=2) == clean
 
 
@@ -429,15 +430,15 @@ def test_kept_machines_stay_until_down(sandbox: Sandbox) -> None:
     clean = sandbox.leftovers()
     sandbox.run(TWO_MACHINES.format(keep=True, then=""))
     time.sleep(1)
-    listed = sandbox.run("from minipc import lab; print([(m.name, m.running) for m in lab.list_machines()])")
+    listed = sandbox.run("from rehearsal import lab; print([(m.name, m.running) for m in lab.list_machines()])")
     assert listed == "[('one', True), ('two', True)]\n"
-    sandbox.run("from minipc import lab; assert lab.down('one') == ['one']")
+    sandbox.run("from rehearsal import lab; assert lab.down('one') == ['one']")
     assert sandbox.leftovers()["namespaces"] == ["operator", "public"]
-    sandbox.run("from minipc import lab; assert lab.down('all') == ['two']")
+    sandbox.run("from rehearsal import lab; assert lab.down('all') == ['two']")
     assert sandbox.wait_until_clean(clean, timeout=2) == clean
 
 
-def test_forwarding_that_was_on_stays_on(sandbox: Sandbox) -> None:
+def test_forwarding_stays_on_if_it_was_on(sandbox: Sandbox) -> None:
     sandbox.run("open('/proc/sys/net/ipv4/ip_forward', 'w').write('1')")
     sandbox.run(TWO_MACHINES.format(keep=False, then="lab.down(['one', 'two'])"))
     assert sandbox.leftovers()["forwarding"][0] == "1"
@@ -446,17 +447,17 @@ def test_forwarding_that_was_on_stays_on(sandbox: Sandbox) -> None:
 # --- bad input --------------------------------------------------------------------------------------------------
 
 
-def test_a_name_can_not_be_taken_twice(mini: Machine) -> None:
-    with pytest.raises(RefusedError, match="already is a machine"):
+def test_a_name_cannot_be_used_twice(mini: Machine) -> None:
+    with pytest.raises(RefusedError, match="already a machine"):
         lab.up(mini.name)
     assert sh(mini, "echo alive").stdout == "alive\n"
 
 
-def test_someone_elses_namespace_or_network_is_refused(sandbox: Sandbox) -> None:
+def test_an_existing_namespace_or_network_is_refused(sandbox: Sandbox) -> None:
     refused = """if True:
         import subprocess
-        from minipc import lab
-        from minipc.errors import RefusedError
+        from rehearsal import lab
+        from minipc.core.errors import RefusedError
         subprocess.run({make}, check=True)
         try:
             lab.up("one", disk_gb=1)
@@ -474,7 +475,7 @@ def test_someone_elses_namespace_or_network_is_refused(sandbox: Sandbox) -> None
 
 def test_a_second_lab_on_the_same_controller_is_refused(mini: Machine, tmp_path: Path) -> None:
     other = subprocess.run(
-        [shutil.which("python3") or "python3", "-c", "from minipc import lab; lab.down('all')"],
+        [sys.executable, "-c", "from rehearsal import lab; lab.down('all')"],
         env={**os.environ, "MINIPC_STATE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -487,9 +488,9 @@ def test_a_second_lab_on_the_same_controller_is_refused(mini: Machine, tmp_path:
 def test_a_machine_that_does_not_boot_shows_its_console_and_is_removed(sandbox: Sandbox) -> None:
     clean = sandbox.leftovers()
     output = sandbox.run("""if True:
-        from minipc import lab
-        from minipc.errors import MinipcError
-        from minipc.lab import nspawn
+        from rehearsal import lab
+        from minipc.core.errors import MinipcError
+        from rehearsal.lab import nspawn
         nspawn.make_disk = lambda machine: machine.disk.write_bytes(b"not a file system")
         try:
             lab.up("one", disk_gb=1)

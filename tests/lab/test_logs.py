@@ -1,4 +1,4 @@
-"""Logs of any bytes reach Loki, all of them, whatever happens on the way. See also tests/verify/test_syslog_ng.py."""
+"""Test that log messages of any bytes reach Loki completely. See also tests/verify/test_syslog_ng.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minipc import lab
+from rehearsal import lab
 from tests.lab.conftest import converge, on
 from tests.lab.journal_fuzz import WHOLE, payload
 from tests.verify.conftest import eventually
@@ -23,13 +23,13 @@ TAKEN = "/run/strict-loki.jsonl"
 
 
 def write_messages(machine: lab.Machine, mark: str, seed: int) -> None:
-    """Into the journal of the machine, in a unit of its own."""
+    """Write messages into the journal of the machine, in a separate unit."""
     on(machine, "cat > /run/journal_fuzz.py <<'END'\n" + (HERE / "journal_fuzz.py").read_text() + "\nEND")
     on(machine, f"systemd-run --quiet --wait --unit=fuzz-{mark} python3 /run/journal_fuzz.py {mark} {seed} {COUNT}")
 
 
 def expected(mark: str, seed: int) -> dict[int, str]:
-    """The messages that survive unchanged: text, short enough, without what JSON can't say."""
+    """Return the messages that stay unchanged: short text without characters that JSON cannot express."""
     chance = random.Random(seed)
     messages = [*WHOLE, *(payload(chance) for _ in range(COUNT - len(WHOLE)))]
     texts = {}
@@ -44,7 +44,7 @@ def expected(mark: str, seed: int) -> dict[int, str]:
 
 
 def check(lines: list[str], mark: str, seed: int) -> None:
-    """All of them are there, none twice, and text is what it was."""
+    """Assert that every message arrived once, and that text is unchanged."""
     mine = {}
     for line in lines:
         if line.startswith(f"{mark} "):
@@ -86,7 +86,7 @@ def test_messages_of_any_bytes_reach_a_real_loki(site, loki):
 
 
 def test_an_outage_of_loki_loses_nothing(site, loki):
-    """Down, a queue of any bytes, a shipper killed in the middle, up again: the count is equal."""
+    """Loki stops, a queue of any bytes grows, the shipper is killed, Loki starts: the counts are equal."""
     mark, seed = secrets.token_hex(6), secrets.randbelow(10**6)
     print(f"seed {seed}")
     on(site, "systemctl stop loki")
@@ -101,7 +101,7 @@ def test_an_outage_of_loki_loses_nothing(site, loki):
 
 @pytest.fixture
 def strict(site: lab.Machine) -> Iterator[lab.Machine]:
-    """The machine with a strict server in Loki's place."""
+    """Replace Loki by a strict server."""
     there = on(site, "systemctl is-active loki || true").strip() == "active"
     if there:
         on(site, "systemctl stop loki")
@@ -118,7 +118,7 @@ def strict(site: lab.Machine) -> Iterator[lab.Machine]:
 
 
 def test_messages_of_any_bytes_are_taken_by_a_strict_server(strict):
-    """So that there is a proof also where Loki can't be had. Some requests fail and are sent again."""
+    """This works without the Loki artifact. Some requests fail and are sent again."""
     mark, seed = secrets.token_hex(6), secrets.randbelow(10**6)
     print(f"seed {seed}")
     write_messages(strict, mark, seed)
@@ -135,8 +135,8 @@ def test_messages_of_any_bytes_are_taken_by_a_strict_server(strict):
     assert dropped(strict) == 0
 
 
-def test_a_link_in_a_logs_place_ships_nobody_elses_file(strict):
-    """As whoever took over the owner of a log's directory would do it; the shipper itself may read every file."""
+def test_a_symlink_in_place_of_a_log_does_not_ship_another_file(strict):
+    """An attacker with the rights of the log directory's owner could place it. The shipper may read every file."""
     mark, secret = secrets.token_hex(6), secrets.token_hex(6)
     folder, hidden = "/var/log/postgresql", f"/etc/minipc/{mark}"
     # A line is complete when the next one begins.

@@ -1,4 +1,4 @@
-"""A real Loki deletes what is too old, and follows the bound of its disk space while it runs."""
+"""Test that a real Loki deletes old logs and applies a changed retention while it runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_shorter_retention_deletes_the_old_and_keeps_the_new(loki):
     assert loki.lines('{service="new"}') == ["a new message"]
 
 
-def test_what_is_older_than_the_retention_is_not_taken(loki):
+def test_messages_older_than_the_retention_are_refused(loki):
     entry = [str(int((time.time() - 40 * 86400) * 1e9)), "too old"]
     body = {"streams": [{"stream": {"service": "old", "level": "info"}, "values": [entry]}]}
     code, said = loki.request("/loki/api/v1/push", body)

@@ -78,6 +78,10 @@ def copied(offsite, pattern="*Z") -> set[str]:
     return set(on(offsite, f"cd {HOME}/copies && ls -d 2{pattern} 2>/dev/null || true").split())
 
 
+# Copies, so that there is no gap of two weeks: nothing expires after one.
+BETWEEN = [f"$(date -u -d '{days} days ago' +%Y-%m-%dT%H-%M-%SZ)" for days in (20, 10)]
+
+
 def fails(offsite) -> bool:
     return on(offsite, "systemctl is-failed minipc-offsite-copy", check=False).strip() == "failed"
 
@@ -85,11 +89,12 @@ def fails(offsite) -> bool:
 def test_every_run_from_now_on_notices_and_keeps_the_earlier_ones(pair, wiped):
     """Nothing is left at all. One of the copies is old enough to go, and stays."""
     old = "2020-01-01T00-00-00Z"
-    on(pair.offsite, f"cp -al $(ls -d {HOME}/copies/2*Z | tail -n 1) {HOME}/copies/{old}")
+    for name in (old, *BETWEEN):
+        on(pair.offsite, f"cp -al $(ls -d {HOME}/copies/2*Z | tail -n 1) {HOME}/copies/{name}")
     before = copied(pair.offsite)
     for _ in range(3):
         said = copy_now(pair.offsite)
-        assert "THE REPOSITORY IS NOT WHAT IT WAS: its newest backup" in said, said
+        assert "THE REPOSITORY HAS LOST DATA: its newest backup" in said, said
         assert "offsite-copy --accept" in said
         assert fails(pair.offsite)
         assert copied(pair.offsite) == before
@@ -99,7 +104,7 @@ def test_a_backup_of_the_future_hides_nothing(pair, wiped):
     fake = f"{HOME}/sftp/pgbackrest/backup/main/29991231-235959F"
     on(pair.offsite, f"mkdir -p {fake} && echo x > {fake}/backup.manifest")
     try:
-        assert "IS NOT WHAT IT WAS" in copy_now(pair.offsite)
+        assert "HAS LOST DATA" in copy_now(pair.offsite)
         told = on(pair.offsite, f"{COPY} --accept 2>&1; echo exit $?")
         assert "29991231-235959F" in told
         assert told.endswith("exit 1\n")
@@ -125,7 +130,7 @@ def test_the_copy_put_back_is_a_database_again(pair, wiped):
 
 def test_only_the_operator_ends_the_alarm(pair, wiped):
     """All is there again; it is an alarm until somebody says that it is as it should be. Then what is old goes."""
-    assert "IS NOT WHAT IT WAS" in copy_now(pair.offsite)
+    assert "HAS LOST DATA" in copy_now(pair.offsite)
     assert "accepted:" in on(pair.offsite, f"{COPY} --accept")
     said = copy_now(pair.offsite)
     assert "newest backup" in said, said
@@ -147,7 +152,7 @@ def test_a_part_that_is_gone_is_noticed_twice(pair, wiped, taken, told):
             assert fails(pair.offsite)
     finally:
         on(pair.offsite, f"cp -a {aside}/. {repository}/ && rm -rf {aside} && {COPY} --accept")
-    assert "IS NOT WHAT IT WAS" not in copy_now(pair.offsite)
+    assert "HAS LOST DATA" not in copy_now(pair.offsite)
     assert not fails(pair.offsite)
 
 
@@ -160,10 +165,14 @@ def test_a_full_disk_is_left_to_the_repository_and_heals(pair, wiped):
     unlimited += f"printf '[Service]\nExecStart=\nExecStart={COPY} 30 30 0\n' > "
     unlimited += "/run/systemd/system/minipc-offsite-copy.service.d/test.conf && systemctl daemon-reload"
     try:
-        assert "no room: " in copy_now(pair.offsite), "2 GB are the repository's to grow"
+        assert "not enough disk space: " in copy_now(pair.offsite), "2 GB are the repository's to grow"
         on(pair.offsite, unlimited)
         assert "copied to" in copy_now(pair.offsite)
-        on(pair.offsite, f"mkdir {folder}/{old}; head -c 1G /dev/zero > {folder}/{old}/filler", check=False)
+        on(
+            pair.offsite,
+            f"cd {folder}; mkdir {old} {' '.join(BETWEEN)}; head -c 1G /dev/zero > {folder}/{old}/filler",
+            check=False,
+        )
         on(pair.offsite, f"head -c 1M /dev/urandom > {HOME}/sftp/pgbackrest/another; df {folder} | grep -q '100%'")
         said = copy_now(pair.offsite)
         assert f"removed {folder}/{old}" in said, said
@@ -171,7 +180,7 @@ def test_a_full_disk_is_left_to_the_repository_and_heals(pair, wiped):
 
         on(pair.offsite, f"head -c 1G /dev/zero > {folder}/filler", check=False)
         on(pair.offsite, f"head -c 1M /dev/urandom > {HOME}/sftp/pgbackrest/another")
-        assert "no room: " in copy_now(pair.offsite)
+        assert "not enough disk space: " in copy_now(pair.offsite)
         assert fails(pair.offsite)
         assert on(pair.offsite, f"ls -d {folder}/.new 2>/dev/null || true") == ""
         on(pair.offsite, f"rm {folder}/filler")

@@ -18,10 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
-from minipc.errors import SecretError
+from minipc.config.secrets_settings import VaultSettings
+from minipc.core.errors import SecretError
 from minipc.secrets.age import AgeStore
 from minipc.secrets.copying import copy
-from minipc.secrets.settings import VaultSettings
 from minipc.secrets.store import resolve
 from minipc.secrets.vault import VaultStore
 from tests.unit.secrets_leaks import assert_silent
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not BAO, reason="NOT EXERCISED: no openbao binar
 
 ROOT_TOKEN = "root-of-a-throwaway-server"
 VALUE = "hunter2-correct-horse"
-NAME = "postgres.password.workload"
+NAME = "postgres.password.shop"
 START_S = 30
 
 
@@ -115,7 +115,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def prefix(server: Server, request: pytest.FixtureRequest) -> str:
     """A place of its own for each test, with one secret in it."""
     prefix = f"tests/{request.node.name.split('[')[0]}"
-    server.ask("POST", f"secret/data/{prefix}/production/postgres", data={"password.workload": VALUE})
+    server.ask("POST", f"secret/data/{prefix}/production/postgres", data={"password.shop": VALUE})
     return prefix
 
 
@@ -161,11 +161,11 @@ def test_a_change_made_meanwhile_is_not_overwritten(
 
     def read_then_someone_writes(group: str) -> Any:
         seen = read(group)
-        server.ask("POST", f"secret/data/{prefix}/production/{group}", data={"password.workload": "theirs"})
+        server.ask("POST", f"secret/data/{prefix}/production/{group}", data={"password.shop": "theirs"})
         return seen
 
     monkeypatch.setattr(store, "_read_group", read_then_someone_writes)
-    with pytest.raises(SecretError, match="was changed by someone else meanwhile"):
+    with pytest.raises(SecretError, match="was changed by another client meanwhile"):
         store.set_many({NAME: "ours"})
     monkeypatch.undo()
     assert store.get(NAME).reveal() == "theirs"
@@ -175,16 +175,16 @@ def test_a_change_made_meanwhile_is_not_overwritten(
 def test_denied(no_default_policy: bool, server: Server, prefix: str) -> None:
     token = server.token('path "secret/data/other" { capabilities = ["read"] }', no_default_policy=no_default_policy)
     path = f"secret/{prefix}/production/postgres"
-    fails(server.store(token, path_prefix=prefix), f"denies to read {path}", token)
+    fails(server.store(token, path_prefix=prefix), f"does not allow this token to read {path}", token)
 
 
 def test_read_only(server: Server, prefix: str) -> None:
     token = server.token(f'path "secret/data/{prefix}/*" {{ capabilities = ["read"] }}')
     store = server.store(token, path_prefix=prefix)
     assert store.get(NAME).reveal() == VALUE
-    with pytest.raises(SecretError, match=f"denies to write secret/{prefix}/production/postgres"):
+    with pytest.raises(SecretError, match=f"does not allow this token to write secret/{prefix}/production/postgres"):
         store.set_many({NAME: "new"})
-    with pytest.raises(SecretError, match=f"denies to list secret/{prefix}/production"):
+    with pytest.raises(SecretError, match=f"does not allow this token to list secret/{prefix}/production"):
         store.names()
 
 
@@ -245,9 +245,9 @@ def test_namespace(server: Server) -> None:
 def test_wrong_mounts(server: Server, prefix: str) -> None:
     fails(server.store(mount="nowhere", path_prefix=prefix), "has no engine mounted for nowhere/")
     server.ask("POST", "sys/mounts/old", type="kv", options={"version": "1"})
-    server.ask("POST", f"old/data/{prefix}/production/postgres", data={"password.workload": VALUE})
-    fails(server.store(mount="old", path_prefix=prefix), "is not a KV version 2 engine")
-    with pytest.raises(SecretError, match="did not answer as a KV version 2 engine does"):
+    server.ask("POST", f"old/data/{prefix}/production/postgres", data={"password.shop": VALUE})
+    fails(server.store(mount="old", path_prefix=prefix), "is not KV version 2")
+    with pytest.raises(SecretError, match="did not answer like a KV version 2 engine"):
         server.store(mount="old", path_prefix="empty").set_many({NAME: "x"})
 
 
@@ -277,4 +277,4 @@ def test_sealed(tmp_path: Path) -> None:
         fails(store, "is sealed; could not read secret/minipc/production/postgres")
     finally:
         server.stop()
-    fails(store, "can't be reached")
+    fails(store, "cannot be reached")

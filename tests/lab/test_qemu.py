@@ -1,17 +1,15 @@
-"""A machine with firmware, boot loader, disk and kernel of its own."""
+"""Test machines with separate firmware, boot loader, disk and kernel."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from pathlib import Path
 
 import pytest
 
-from minipc import lab
-from minipc.lab.disk_image import ESP_OFFSET
-from minipc.lab.shell import call
+from minipc.core.process import call
+from minipc.images.disk_image import ESP_OFFSET
+from rehearsal import lab
 from tests.lab.conftest import run
 
 NAME = f"test-qemu-{os.getpid()}"
@@ -19,23 +17,22 @@ NAME = f"test-qemu-{os.getpid()}"
 
 @pytest.mark.long
 @pytest.mark.timeout(2400, func_only=True)
-def test_what_is_configured_comes_up_on_a_kernel_of_its_own(lab_ready):
+def test_the_configuration_comes_up_on_a_separate_kernel(lab_ready):
     try:
         done = run("minipc", "rehearse", "--backend", "qemu", "--name", NAME, timeout_s=2400)
     finally:
         lab.down([NAME, f"{NAME}-2", f"offsite-{NAME}"])
     assert done.code == 0, done.output[-4000:]
-    found = re.search(r"Record\s+(\S+)", done.output)
-    record = json.loads(Path(found[1]).read_text())
+    record = done.record
     phases = {phase["name"]: phase for phase in record["phases"]}
     assert record["target"]["backend"] == "qemu"
     assert record["target"]["kernel"] != os.uname().release
     assert "deb13" in record["target"]["kernel"]
-    if "tunnel" in phases:  # emulated: the short story
+    if "tunnel" in phases:  # emulated: the short rehearsal
         assert "in the kernel" in phases["tunnel"]["detail"]
         assert any("KVM does not work" in gap["why"] for gap in record["exercised"]["not_exercised"])
     exercised = {check["name"] for check in record["checks"] if check["outcome"] == "passed"}
-    # What no container can show.
+    # A container cannot set these.
     assert {name for name in exercised if name.startswith("kernel setting")}
 
 

@@ -1,17 +1,17 @@
-"""A real seal: its work is measured against this computer, so it takes seconds and is not among the unit tests."""
+"""Test a real seal. It takes seconds, because its work factor depends on this computer."""
 
 from __future__ import annotations
 
 import pytest
 
-from minipc.errors import SecretError
+from minipc.core.errors import SecretError
 from minipc.secrets.sealed import open_sealed, seal
 
-PASSPHRASE = "correct horse battery staple"
+PASSPHRASE = "orbit mango tundra velvet quilt"
 PAYLOAD = bytes(range(256)) * 1000
 
 
-def test_what_is_sealed_comes_back() -> None:
+def test_a_sealed_file_can_be_opened() -> None:
     sealed = seal(PAYLOAD, f"{PASSPHRASE}\n")
     assert PAYLOAD not in sealed
     assert open_sealed(sealed, PASSPHRASE) == PAYLOAD

@@ -1,4 +1,4 @@
-"""Takes POSTs and appends the body of each, a line of JSON, to a file.
+"""Append the body of each POST request, a line of JSON with its path, to a file. What is sent to /refused is refused.
 
 python3 webhook_receiver.py PORT FILE
 """
@@ -13,8 +13,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/refused":
+            self.send_response(403)
+            self.end_headers()
+            return
         with open(sys.argv[2], "a", encoding="utf-8") as file:
-            file.write(json.dumps(body) + "\n")
+            file.write(json.dumps(body | {"path": self.path}) + "\n")
         self.send_response(200)
         self.end_headers()
 

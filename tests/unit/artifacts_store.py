@@ -1,15 +1,12 @@
-"""A store on a temporary cache, with a list whose publisher is a test server."""
+"""A store with a temporary cache, whose publisher is a test server."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from minipc.artifacts.download import Downloader
-from minipc.artifacts.meter import Meter
 from minipc.artifacts.store import Store
 from tests.unit.artifacts_server import File, Server
 
@@ -40,7 +37,7 @@ version = "v3"
 component = "argocd"
 what = "images"
 format = "tar"
-how = "save the images"
+images_of = "manifest"
 files.amd64 = {{}}
 
 [artifacts.manifest]
@@ -55,28 +52,17 @@ K3S_PATH = "/v1.36.5%2Bk3s1/k3s"
 SUMS_PATH = "/v1.36.5%2Bk3s1/sums"
 
 
-class Silent:
-    """A meter nobody looks at."""
-
-    def at(self, done: int, total: int | None) -> None:
-        pass
-
-
-@contextmanager
-def silent(label: str) -> Iterator[Meter]:
-    yield Silent()
-
-
 def sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
 @dataclass
 class Bench:
-    """A store with everything around it.
+    """A store and its files.
 
     Attributes:
-        said: what it told the operator.
+        head: text in front of the list.
+        said: lines printed for the operator.
     """
 
     root: Path
@@ -85,29 +71,31 @@ class Bench:
     said: list[str] = field(default_factory=list)
 
     def store(self, downloader: Downloader | None = None) -> Store:
-        """The store, as a new process would make it."""
+        """Return the store as a new process would make it."""
         self.root.mkdir(exist_ok=True)
         (self.root / "artifacts.toml").write_text(self.head + LIST.format(url=self.url))
-        chosen = downloader or Downloader(sleep=lambda _: None)
         return Store(
             catalogue=self.root / "artifacts.toml",
             lock=self.root / "artifacts.lock",
             cache=self.root / "cache",
-            downloader=lambda: chosen,
+            downloader=lambda: downloader or Downloader(sleep=lambda _: None),
             say=self.said.append,
-            meter=silent,
         )
 
     def file(self, name: str, content: bytes) -> Path:
-        """A file that the operator has somewhere."""
+        """Write a file of the operator, outside the cache."""
         self.root.mkdir(exist_ok=True)
         path = self.root / name
         path.write_bytes(content)
         return path
 
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the files in a folder of the cache."""
+        return sorted(path.name for path in (self.root / "cache" / folder).iterdir())
+
 
 def publish(server: Server) -> None:
-    """Everything of the list, on the publisher's server."""
+    """Put every file of the list on the publisher's server."""
     server[K3S_PATH] = File(K3S)
     server[SUMS_PATH] = File(f"{sha(K3S)}  k3s\n".encode())
     server["/loki.zip"] = File(LOKI)

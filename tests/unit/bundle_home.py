@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from minipc import config, paths
+from minipc import config
 from minipc.bundle import contents, creation, opening
-from minipc.errors import SecretError
-from minipc.inventory import Target
-from minipc.secrets import open_store
+from minipc.core import paths
+from minipc.core.errors import SecretError
+from minipc.remote.inventory import Target
+from minipc.secrets import key_file, open_store
 from minipc.secrets.generate import generate
 from minipc.secrets.sealed import _HEADER
 from playbooks import bundle_metrics
 
-PASSPHRASE = "correct horse battery staple"
+PASSPHRASE = "orbit mango tundra velvet quilt"
 SSH_KEY = b"-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----\n"
 FILES = {
-    "group_data/production.py": 'edge_domain = "service.example.org"\n',
+    "group_data/production.py": 'vpn_endpoint = "service.example.org"\n',
     "inventory/production.py": "production = []\n",
     "inventory/pins.json": "{}\n",
     "artifacts.lock": "# locked\n",
@@ -54,8 +55,8 @@ class Computer:
         return self.root / self.name / "clone"
 
     @property
-    def stick(self) -> Path:
-        return self.root / "stick.age"
+    def bundle(self) -> Path:
+        return self.root / "bundle.age"
 
     @property
     def remote(self) -> Path:
@@ -138,12 +139,14 @@ def quick_seal(monkeypatch: pytest.MonkeyPatch) -> None:
         if sealed[:begin] != mark(passphrase):
             raise SecretError("the passphrase is wrong, or the file's first lines are damaged", "try again")
         if hashlib.sha256(payload).digest() != digest:
-            raise SecretError("the sealed file is damaged or cut short", "take another copy")
+            raise SecretError("the sealed file is damaged or incomplete", "take another copy")
         return payload
 
     monkeypatch.setattr(creation, "seal", seal)
     monkeypatch.setattr(creation, "open_sealed", open_sealed)
     monkeypatch.setattr(opening, "open_sealed", open_sealed)
+    monkeypatch.setattr(key_file, "seal", seal)
+    monkeypatch.setattr(key_file, "open_sealed", open_sealed)
 
 
 def everything(computer: Computer) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from minipc.config import Settings, load
-from minipc.operations.files import File, render
+from minipc.pyinfra_ext.operations.files import File, render
 
 NETWORKS = {"operator_ipv4": ["10.77.0.0/24"], "operator_ipv6": ["fd77::/64"]}
 NEAR = {"near_ipv4": ["10.77.0.0/24"], "near_ipv6": ["fd77::/64"]}
@@ -30,11 +30,16 @@ def rules(settings: Settings | None = None, **values: Any) -> str:
         "nodes": [],
         "server": None,
         "measured_port": 9100,
+        "pod_port": 8472,
         "outer": ["public0", "operator0"],
         "service_address": found.host.service_address,
         "data_ports": [5432, 6379],
+        "resolves_for_pods": False,
         "repository": [(4, "10.77.0.20", 2222), (6, "fd77::20", 22)],
         "any_interface": False,
+        "trusted_ipv4": [],
+        "trusted_ipv6": [],
+        "operator_ingress": None,
         **NETWORKS,
         **NEAR,
     }

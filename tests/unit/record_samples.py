@@ -6,13 +6,12 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from minipc.records import (
+from minipc.evidence.records import (
     Artifact,
     Check,
     Component,
     Controller,
     DataClassResult,
-    Door,
     Draft,
     Exercised,
     Gate,
@@ -21,6 +20,7 @@ from minipc.records import (
     Operation,
     Override,
     Phase,
+    PortState,
     Record,
     Target,
     conclude,
@@ -56,7 +56,7 @@ def draft_fields(start: datetime = START) -> dict[str, Any]:
             ok=True,
         ),
     ]
-    checks = [Check(component="redis", name="a full cache evicts", outcome="passed", seconds=0.4)]
+    checks = [Check(component="redis", name="A full cache evicts old keys", outcome="passed", seconds=0.4)]
     return {
         "id": f"{start:%Y%m%d-%H%M%S}-00c0ffee",
         "kind": "rehearsal",
@@ -66,7 +66,7 @@ def draft_fields(start: datetime = START) -> dict[str, Any]:
         "controller": Controller(os="Debian 12", python="3.11.2", pyinfra="3.10", minipc="0.1.0"),
         "target": Target(backend="nspawn", name="lab1", os="Debian 13", kernel="6.1.0", cpus=2, memory_mb=2048),
         "group": "lab",
-        "runtime": "stand-in",
+        "runtime": "systemd",
         "phases": [
             Phase(name="machine", started=at(0), ended=at(30), verdict="pass", detail="booted to SSH"),
             Phase(name="converge", started=at(30), ended=at(60), verdict="pass"),
@@ -121,21 +121,21 @@ STEPS = (
     "activate: wait until it answers",
 )
 QUESTIONS = (
-    "answers on its port",
-    "is not reachable from the public side",
-    "survives a restart",
-    "runs as its own user",
-    "logs reach the journal",
-    "configuration is valid",
-    "refuses a stranger",
-    "exports metrics",
-    "restarts after a crash",
-    "is enabled at boot",
-    "keeps to its memory limit",
-    "reports its version",
+    "The component answers on its port",
+    "The port is not reachable from the public side",
+    "The component survives a restart",
+    "The component runs as its own user",
+    "The logs reach the journal",
+    "The configuration is valid",
+    "The component refuses clients without credentials",
+    "The component exports metrics",
+    "The component restarts after a crash",
+    "The unit is enabled at boot",
+    "The component stays within its memory limit",
+    "The component reports its version",
 )
 _SHARED = "an nspawn machine shares it with the controller"
-_NO_ARTIFACT = "the artifact argocd-install.yaml could not be had: no mirror configured and no local file"
+_NO_ARTIFACT = "the artifact argocd-install.yaml is not available: no mirror configured and no local file"
 GAPS = (
     NotExercised(what="time synchronisation", why=_SHARED, component="host"),
     NotExercised(what="kernel audit and sysctls", why=_SHARED, component="host"),
@@ -199,7 +199,7 @@ def big(start: datetime = START, *, seed: int = 7, failing: bool = True, slownes
                 memory_mb=4096,
             ),
             group="production",
-            runtime="stand-in",
+            runtime="systemd",
             overrides=[
                 Override(
                     key="edge_acme",
@@ -239,10 +239,10 @@ def big(start: datetime = START, *, seed: int = 7, failing: bool = True, slownes
                     detail="collected again",
                 ),
             ],
-            doors=[
-                door("at rest", "public", "443/tcp", "HTTPS", "open"),
-                door("at rest", "vpn", "22/tcp", "SSH", "open"),
-                door("during a converge", "public", "22/tcp", "SSH", "silent", "IPv4 silent, IPv6 open" * failing),
+            exposure=[
+                port("at rest", "public", "443/tcp", "HTTPS", "open"),
+                port("at rest", "vpn", "22/tcp", "SSH", "open"),
+                port("during a converge", "public", "22/tcp", "SSH", "silent", "IPv4 silent, IPv6 open" * failing),
             ],
             versions={
                 "postgresql-17": "17.4-1",
@@ -264,12 +264,14 @@ def big(start: datetime = START, *, seed: int = 7, failing: bool = True, slownes
     )
 
 
-def door(moment: str, side: Any, port: str, what: str, expected: str, seen: str = "") -> Door:
-    """A port as it was seen; as expected unless told."""
+def port(moment: str, side: Any, port: str, what: str, expected: str, seen: str = "") -> PortState:
+    """Return the state of a port; `seen` defaults to what is expected."""
     seen = seen or expected
     ok = seen == expected
     families = "IPv4 and IPv6"
-    return Door(moment=moment, side=side, families=families, port=port, what=what, expected=expected, seen=seen, ok=ok)
+    return PortState(
+        moment=moment, side=side, families=families, port=port, what=what, expected=expected, seen=seen, ok=ok
+    )
 
 
 def _operations(
@@ -304,10 +306,10 @@ def _operations(
 def _checks(chance: random.Random, failing: bool) -> list[Check]:
     checks = []
     for component in COMPONENTS:
-        for question in QUESTIONS + (("on the second try too",) if component == "postgres" else ()):
+        for question in QUESTIONS + (("The replica answers",) if component == "postgres" else ()):
             outcome: Any = "not-exercised" if component == "argocd" else "passed"
             message = "no ArgoCD without its artifact" if component == "argocd" else ""
-            if failing and component == "edge" and question in ("exports metrics", "refuses a stranger"):
+            if failing and component == "edge" and question in QUESTIONS[6:8]:
                 outcome = "failed"
                 message = (
                     "AssertionError: GET https://api.lab.test/metrics from the public side\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minipc.addresses import bracketed, known_host
+from minipc.core.addresses import bracketed, known_host
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 
 from minipc.artifacts.catalogue import Mirrors, load_catalogue
 from minipc.artifacts.lock import Lock, rendered
-from minipc.errors import ConfigError
-from minipc.paths import ROOT
+from minipc.core.errors import ConfigError
+from minipc.core.paths import ROOT
 
 VALID = """\
 schema = 1
@@ -36,15 +36,15 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_reads_addresses_with_the_version_percent_encoded(tmp_path: Path) -> None:
-    item = load_catalogue(write(tmp_path, VALID)).item("k3s", "amd64")
-    assert item.url == "https://example.org/v1.0%2Bk3s1/k3s"
-    assert item.checksums == "https://example.org/v1.0%2Bk3s1/sums"
-    assert item.filename == "k3s"
+    pin = load_catalogue(write(tmp_path, VALID)).find("k3s", "amd64")
+    assert pin.url == "https://example.org/v1.0%2Bk3s1/k3s"
+    assert pin.checksums == "https://example.org/v1.0%2Bk3s1/sums"
+    assert pin.filename == "k3s"
 
 
 def test_one_file_can_serve_every_architecture(tmp_path: Path) -> None:
     catalogue = load_catalogue(write(tmp_path, VALID))
-    assert catalogue.item("manifest", "amd64") is catalogue.item("manifest", "arm64")
+    assert catalogue.find("manifest", "amd64") is catalogue.find("manifest", "arm64")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_one_file_can_serve_every_architecture(tmp_path: Path) -> None:
         ("https://example.org/install", "http://example.org/install", "allowed: an https address"),
         ("https://example.org/install", "ftp://example.org/install", "allowed: an https address"),
         ("https://example.org/install", "https:///install", "allowed: an https address"),
-        ('files.all.url = "https://example.org/install.yaml"', "files.all = {}", "files.all.url: missing"),
+        ('files.all.url = "https://example.org/install.yaml"', "files.all = {}", "artifacts.manifest: given"),
         ("[artifacts.manifest]", "[artifacts.k3s]", "is not valid TOML"),
     ],
 )
@@ -79,13 +79,13 @@ def test_a_missing_list_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_artifact_gets_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown artifact `k33s`") as caught:
-        load_catalogue(write(tmp_path, VALID)).item("k33s", "amd64")
+        load_catalogue(write(tmp_path, VALID)).find("k33s", "amd64")
     assert caught.value.next_step == "did you mean `k3s`?"
 
 
 def test_an_architecture_without_a_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no file for architecture `riscv64`; it has: amd64, arm64"):
-        load_catalogue(write(tmp_path, VALID)).item("k3s", "riscv64")
+        load_catalogue(write(tmp_path, VALID)).find("k3s", "riscv64")
 
 
 def test_a_mirror_replaces_scheme_and_host_and_keeps_the_path() -> None:
@@ -107,13 +107,13 @@ def test_a_mirror_must_be_protected_and_without_credentials(tmp_path: Path, addr
 
 def test_the_committed_list_pins_everything_for_both_architectures() -> None:
     catalogue = load_catalogue(ROOT / "artifacts.toml")
-    names = {item.name for item in catalogue.items}
-    assert names == {"k3s", "k3s-images", "argocd-manifest", "argocd-images", "loki", "grafana", "workload-image"}
+    names = {pin.name for pin in catalogue.pins}
+    assert names == {"k3s", "k3s-images", "argocd-manifest", "argocd-images", "loki", "grafana"}
     for name in names:
         for arch in ("amd64", "arm64"):
-            assert catalogue.item(name, arch).name == name
-    assert catalogue.item("k3s", "amd64").version == catalogue.item("k3s-images", "amd64").version
-    assert catalogue.item("argocd-manifest", "amd64").version == catalogue.item("argocd-images", "amd64").version
+            assert catalogue.find(name, arch).name == name
+    assert catalogue.find("k3s", "amd64").version == catalogue.find("k3s-images", "amd64").version
+    assert catalogue.find("argocd-manifest", "amd64").version == catalogue.find("argocd-images", "amd64").version
 
 
 def test_the_committed_lock_is_in_its_canonical_form(tmp_path: Path) -> None:
@@ -123,6 +123,6 @@ def test_the_committed_lock_is_in_its_canonical_form(tmp_path: Path) -> None:
 
 def test_what_the_committed_lock_holds_for_the_pins_is_from_the_publishers_addresses(tmp_path: Path) -> None:
     lock = Lock(ROOT / "artifacts.lock", tmp_path / "guard")
-    locked = {item: lock.find(item) for item in load_catalogue(ROOT / "artifacts.toml").items}
+    locked = {pin: lock.find(pin) for pin in load_catalogue(ROOT / "artifacts.toml").pins}
     assert any(locked.values())
-    assert all(entry is None or entry.url == item.url for item, entry in locked.items())
+    assert all(entry is None or entry.url == pin.url for pin, entry in locked.items())

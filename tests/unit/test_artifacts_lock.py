@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from minipc.artifacts.catalogue import FileArch, Item
+from minipc.artifacts.catalogue import FileArch, Pin
 from minipc.artifacts.lock import Lock
-from minipc.errors import ConfigError, RefusedError
+from minipc.core.errors import ConfigError, RefusedError
 
 A, B = "a" * 64, "b" * 64
 
 
-def item(name: str = "k3s", arch: FileArch = "amd64", version: str = "v1+k3s1", url: str | None = None) -> Item:
-    return Item(name=name, version=version, arch=arch, component="k3s", what="", format="elf", url=url)
+def pin(name: str = "k3s", arch: FileArch = "amd64", version: str = "v1+k3s1", url: str | None = None) -> Pin:
+    return Pin(name=name, version=version, arch=arch, component="k3s", format="elf", url=url)
 
 
 @pytest.fixture
@@ -21,25 +21,23 @@ def lock(tmp_path: Path) -> Lock:
     return Lock(tmp_path / "artifacts.lock", tmp_path / "guard")
 
 
-def test_no_lock_file_is_an_empty_lock(lock: Lock) -> None:
+def test_a_hash_is_written_once_and_read_back(lock: Lock) -> None:
     assert lock.entries() == {}
-
-
-def test_a_hash_is_written_once(lock: Lock) -> None:
-    assert lock.record(item(), A, "somewhere") is True
+    source, url = 'publisher\'s "file" \\ — ü', "https://example.org/a%2Bb"
+    assert lock.record(pin(url=url), A, source) is True
     before = lock.path.stat()
-    assert lock.record(item(), A, "somewhere else") is False
-    after = lock.path.stat()  # reading may change its access time
+    assert lock.record(pin(url=url), A, "another source") is False
+    after = lock.path.stat()  # reading may change the access time
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    found = lock.find(item())
+    found = lock.find(pin())
     assert found is not None
-    assert (found.sha256, found.source) == (A, "somewhere")
+    assert (found.sha256, found.source, found.url) == (A, source, url)
 
 
-def test_the_order_does_not_depend_on_the_order_of_writing(tmp_path: Path) -> None:
-    items = [item("loki"), item("k3s", "arm64"), item("k3s"), item("k3s", version="v0")]
+def test_the_text_does_not_depend_on_the_order_of_writing(tmp_path: Path) -> None:
+    pins = [pin("loki"), pin("k3s", "arm64"), pin("k3s"), pin("k3s", version="v0")]
     texts = set()
-    for number, order in enumerate((items, items[::-1])):
+    for number, order in enumerate((pins, pins[::-1])):
         lock = Lock(tmp_path / f"{number}.lock", tmp_path / "guard")
         for each in order:
             lock.record(each, A, "x")
@@ -48,33 +46,23 @@ def test_the_order_does_not_depend_on_the_order_of_writing(tmp_path: Path) -> No
 
 
 def test_another_hash_for_the_same_version_is_refused(lock: Lock) -> None:
-    lock.record(item(), A, "x")
+    lock.record(pin(), A, "x")
     before = lock.path.read_text()
-    with pytest.raises(RefusedError, match=f"holds {A}.*not {B}"):
-        lock.record(item(), B, "x")
+    with pytest.raises(RefusedError, match=f"contains {A}.*not {B}"):
+        lock.record(pin(), B, "x")
     assert lock.path.read_text() == before
 
 
 def test_a_new_version_keeps_the_old_hash_for_a_rollback(lock: Lock) -> None:
-    lock.record(item(version="v1"), A, "x")
-    lock.record(item(version="v2"), B, "x")
-    found = lock.find(item(version="v1"))
-    assert found is not None
-    assert found.sha256 == A
-
-
-def test_text_survives_the_round_trip(lock: Lock) -> None:
-    lock.record(item(url="https://example.org/a%2Bb"), A, 'publisher\'s "file" \\ — ü')
-    found = lock.find(item())
-    assert found is not None
-    assert found.source == 'publisher\'s "file" \\ — ü'
-    assert found.url == "https://example.org/a%2Bb"
+    lock.record(pin(version="v1"), A, "x")
+    lock.record(pin(version="v2"), B, "x")
+    assert [each.sha256 for each in lock.entries().values()] == [A, B]
 
 
 @pytest.mark.parametrize("sha256", ["", "abc", "A" * 64, "g" * 64, f"{A}\n"])
 def test_only_a_sha256_is_a_hash(lock: Lock, sha256: str) -> None:
     with pytest.raises(ConfigError, match="64 hexadecimal digits"):
-        lock.record(item(), sha256, "x")
+        lock.record(pin(), sha256, "x")
     assert not lock.path.exists()
 
 
@@ -92,7 +80,7 @@ ENTRY = f'[[artifact]]\nname = "k3s"\nversion = "v1"\narch = "amd64"\nsha256 = "
         ("schema = ", "is not valid TOML"),
     ],
 )
-def test_a_broken_lock_is_named(lock: Lock, text: str, message: str) -> None:
+def test_errors_name_the_file_and_the_key(lock: Lock, text: str, message: str) -> None:
     lock.path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         lock.entries()
@@ -101,10 +89,10 @@ def test_a_broken_lock_is_named(lock: Lock, text: str, message: str) -> None:
 
 
 def test_concurrent_writers_lose_nothing(lock: Lock) -> None:
-    items = [item(f"a{number}") for number in range(8)]
-    threads = [threading.Thread(target=lock.record, args=(each, A, "x")) for each in items]
+    pins = [pin(f"a{number}") for number in range(8)]
+    threads = [threading.Thread(target=lock.record, args=(each, A, "x")) for each in pins]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {name for name, _, _ in lock.entries()} == {each.name for each in items}
+    assert {name for name, _, _ in lock.entries()} == {each.name for each in pins}

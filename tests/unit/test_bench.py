@@ -11,18 +11,18 @@ import pytest
 from bench import recovery
 from bench.ansible import changed_tasks
 from bench.checks import without_sharing
-from bench.declared import Operation
+from bench.declared import PACKAGES, Operation
 from bench.latency import Answer, p95, read_answers
 from bench.noop import changed_operations
 from bench.playbook import TREE_FILES, pack, playbook
 from bench.script import archives, left_out, script
 from bench.timing import Sample, Series, alternate, cpu_ratio, ratio, timed
 from minipc.config.schema import PostgresDatabase, PostgresRole
-from minipc.errors import MinipcError
-from minipc.operations import Absent, Content, Directory
-from minipc.run import Run
+from minipc.core.errors import MinipcError
+from minipc.evidence.event_stream import PhaseEnd, PhaseStart
+from minipc.evidence.run import Run
+from minipc.pyinfra_ext.operations import Absent, Content, Directory
 from minipc.secrets import Secret
-from minipc.timeline import PhaseEnd, PhaseStart
 
 
 def series(*walls: float) -> Series:
@@ -41,8 +41,8 @@ def unpack(packed: bytes) -> list[tarfile.TarInfo]:
 CODE = [Content(b"code", f"/opt/demo/{number}.py") for number in range(TREE_FILES)]
 OPERATIONS = [
     operation("files.entries_present", entries=[Content(b"early", "/etc/apt/apt.conf.d/90x")]),
-    operation("apt.packages", packages=["b", "a"]),
-    operation("apt.packages", component="other", packages=["a", "c"]),
+    operation(PACKAGES, packages=["b", "a"]),
+    operation(PACKAGES, component="other", packages=["a", "c"]),
     operation("server.user", user="demo", home="/opt/demo", system=True),
     operation(
         "files.entries_present",
@@ -59,7 +59,7 @@ OPERATIONS = [
         "postgres.access_present",
         port=5432,
         roles=[PostgresRole(name="demo", memberships=["pg_monitor"])],
-        databases=[PostgresDatabase(name="demo", owner="demo")],
+        databases=[PostgresDatabase(name="demo", owner="demo_owner", runtime="demo", reader="demo_reader")],
         passwords={"demo": Secret("postgres.password.demo", "hunter2-hunter2")},
         extensions=["pg_stat_statements"],
     ),
@@ -128,7 +128,7 @@ def test_the_playbook_has_a_task_for_everything_but_what_it_does_not_know():
     modules = [key.removeprefix("ansible.builtin.") for task in book.tasks for key in task if key.startswith("ansible")]
     copies = ["file", "copy", "file", "file", "unarchive"]
     assert modules == ["copy", "apt", "apt", "user", *copies, "systemd_service", "systemd_service", "command"]
-    assert book.left_out == ["demo: do magic.unheard_of (magic.unheard_of)"]
+    assert book.left_out == ["demo: do magic.unheard_of"]
     assert book.resources == len(book.tasks) + 3  # loops over role, database and extension, and over two units
     units = [task for task in book.tasks if "ansible.builtin.systemd_service" in task]
     assert [(task["loop"], "state" in task["ansible.builtin.systemd_service"]) for task in units] == [
@@ -161,7 +161,7 @@ def test_the_script_is_a_shell_script_in_the_right_order():
     assert sorted(steps, key=text.index) == steps
     assert text.split("confold ")[1].splitlines()[0] == "b a c"
     assert "hunter2" not in text
-    assert left_out(OPERATIONS) == ["demo: do magic.unheard_of (magic.unheard_of)"]
+    assert left_out(OPERATIONS) == ["demo: do magic.unheard_of"]
 
 
 def test_the_script_unpacks_before_packages_only_what_they_need():
@@ -195,7 +195,7 @@ def test_an_answer_that_is_half_written_is_left_out(tmp_path):
 
 
 def test_the_shares_of_a_rebuild_end_with_the_public_name(monkeypatch, tmp_path):
-    monkeypatch.setattr("minipc.run.REPORTS", tmp_path)
+    monkeypatch.setattr("minipc.evidence.run.REPORTS", tmp_path)
     run = Run("benchmark")
     for phase, began, ended in (("fill", 1, 90), ("data", 110, 150), ("public name", 150, 200), ("after", 210, 220)):
         run.write(PhaseStart(t=began, phase=phase))

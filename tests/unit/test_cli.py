@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from minipc.cli import cli
+from minipc.cli.main import cli
 
 ROOM = 45  # characters
 

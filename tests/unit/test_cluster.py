@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,11 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
-from minipc import deploying, inventory
-from minipc.components import role_of
 from minipc.config import load
-from minipc.operations.files import File, render
+from minipc.config.components import role_of
+from minipc.core.environment import LAB
+from minipc.core.ports import POD_WIREGUARD
+from minipc.pyinfra_ext import deploying
+from minipc.pyinfra_ext.operations.files import File, render
+from minipc.remote import inventory
 from tests.unit import firewall_rules
 from tests.unit.deploy_run import order_of_both
 from tests.unit.firewall_rules import chain
@@ -109,24 +114,24 @@ def test_the_lists_of_the_inventory_give_roles():
 def test_a_list_gives_a_machine_its_role(tmp_path, monkeypatch):
     path = tmp_path / "lab.py"
     path.write_text(
-        "from minipc.inventory import agent_machine, target\n"
+        "from minipc.remote.inventory import agent_machine, target\n"
         "lab = [target('mini', '10.0.0.1'), agent_machine('a', '10.0.0.2', server='mini', host_operator_keys=[])]\n"
         "k3s_agents = ['a']\n"
     )
-    monkeypatch.setattr(inventory, "inventory_file", lambda environment: path)
-    mini, agent = inventory.targets("lab")
+    monkeypatch.setattr(type(LAB), "inventory_file", path)
+    mini, agent = inventory.targets(LAB)
     assert (mini.role, agent.role, agent.settings.k3s.server) == ("mini", "agent", "mini")
-    assert inventory.the_target("lab") == mini
+    assert inventory.the_target(LAB) == mini
 
 
 def test_an_agent_begins_when_its_server_is_up(monkeypatch):
     """Both converged at once; pyinfra does the operations of two machines side by side."""
     order = order_of_both(monkeypatch)
     steps = [
-        ("k3s", "wait until the node is ready"),
-        ("k3s_agent", "wait until the server is up"),
-        ("k3s_agent", "activate"),
-        ("release", "write down what runs here"),
+        ("k3s", "Wait until the node is ready"),
+        ("k3s_agent", "Wait until the server is up"),
+        ("k3s_agent", "Start the K3s agent"),
+        ("release", "Record the installed release"),
     ]
     assert sorted(steps, key=order.index) == steps
 
@@ -186,7 +191,7 @@ def test_an_agent_lets_in_what_nodes_need():
     ]
     assert not [line for line in chain(ruleset, "input") if "wan" in line]
     assert "chain pods" not in ruleset
-    assert 'iifname { "cni0", "flannel.1" } jump from_pods' in chain(ruleset, "forward")
+    assert 'iifname { "cni0", "flannel.1", "flannel-wg" } jump from_pods' in chain(ruleset, "forward")
 
 
 @pytest.mark.parametrize(("nodes", "role"), [([], "mini"), (NODES, "mini"), (NODES, "agent")])
@@ -208,8 +213,29 @@ def test_a_machine_alone_lets_nobody_in_as_a_node():
 def test_the_database_asks_the_other_nodes_for_a_password():
     values = {"host": SETTINGS.host, "postgres": SETTINGS.postgres}
     alone, with_nodes = (text("postgres", "pg_hba.conf.j2", values | {"nodes": nodes}) for nodes in ([], NODES))
-    added = with_nodes.removeprefix(alone).splitlines()
-    assert [line.split() for line in added] == [["host", "all", "all", f"{node}/32", "scram-sha-256"] for node in NODES]
+    added = [line.split() for line in with_nodes.splitlines() if line not in alone.splitlines()]
+    roles = "parking_owner,parking"
+    assert added == [["host", "parking", roles, f"{node}/32", "scram-sha-256"] for node in NODES]
+
+
+def test_each_role_gets_into_its_own_database_only():
+    """Nothing is said for `all` but the superuser's peer login; who matches no line is refused."""
+    values = {"host": SETTINGS.host, "postgres": SETTINGS.postgres, "nodes": []}
+    rules = [line.split() for line in text("postgres", "pg_hba.conf.j2", values).splitlines() if line[0] != "#"]
+    assert [rule for rule in rules if "all" in rule[1:3] and rule[-1] != "reject"] == [
+        ["local", "all", "postgres", "peer"]
+    ]
+    others = {(rule[1], role) for rule in rules for role in rule[2].split(",") if role != "postgres"}
+    assert others == {
+        ("parking", "parking_owner"),
+        ("parking", "parking"),
+        ("parking", "parking_reader"),
+        ("minipc", "minipc"),
+        ("postgres", "monitoring"),
+    }
+    peers = [rule for rule in rules if rule[3] == "peer"]
+    assert {rule[0] for rule in peers} == {"local"}
+    assert [rule for rule in rules if rule[2] in ("minipc", "parking_reader") and rule not in peers] == []
 
 
 def test_on_an_agent_the_service_address_is_a_way_to_the_server():
@@ -219,3 +245,24 @@ def test_on_an_agent_the_service_address_is_a_way_to_the_server():
     assert unit("10.0.0.1").count("ip route replace 10.88.0.1/32 via 10.0.0.1") == 2
     assert "ExecStart=/usr/sbin/ip address replace 10.88.0.1/32 dev lo\n" in unit(None)
     assert " lo" not in unit("10.0.0.1")
+
+
+@pytest.mark.parametrize("component", ["k3s", "k3s_agent"])
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_between_machines_pods_talk_through_wireguard_where_the_kernel_has_it(component, encrypted):
+    """On a port that is not the VPN's: two interfaces cannot have the same."""
+    found = load("lab", host_operator_keys=[], k3s_node_ip="10.77.0.10")
+    values = {"k3s": found.k3s, "node_name": "mini", "node_interface": "lan", "names": [], "server": "10.77.0.10"}
+    config = yaml.safe_load(text(component, "config.yaml.j2", values | {"encrypted": encrypted}))
+    assert config.get("flannel-conf") == ("/etc/rancher/k3s/flannel.json" if encrypted else None)
+    assert config.get("flannel-backend") == ("wireguard-native" if encrypted and component == "k3s" else None)
+    flannel = json.loads(text("k3s", "flannel.json.j2", {"pod_port": POD_WIREGUARD}))
+    assert flannel["Backend"] == {"Type": "wireguard", "ListenPort": POD_WIREGUARD, "PersistentKeepaliveInterval": 25}
+    assert flannel["Network"] in found.postgres.client_networks
+    assert found.vpn.port != POD_WIREGUARD
+    assert f"udp dport {POD_WIREGUARD} accept" in firewall_rules.rules(found, nodes=NODES, pod_port=POD_WIREGUARD)
+
+
+def test_a_cluster_of_one_machine_is_left_as_it_is(on, monkeypatch):
+    on("mini", machine("mini"))
+    assert not deploying.cluster_is_encrypted()

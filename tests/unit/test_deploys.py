@@ -1,4 +1,4 @@
-"""The layout's promises: one word names a component everywhere, and the list of components is the order of site.py."""
+"""The layout's promises: one word names a component everywhere, and every list of components follows the one list."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from types import SimpleNamespace
 import pyinfra
 import pytest
 
-from minipc import operations
-from minipc.components import BY_NAME, COMPONENTS, deploy_files, missing_needs, select
-from minipc.errors import ConfigError
-from minipc.paths import ROOT
-from tests.unit.deploy_run import LAN, OFFSITE, run_deploys
+from minipc.config import load
+from minipc.config.components import BY_NAME, COMPONENTS, deploy_files, missing_needs, recorded_packages, select
+from minipc.core.errors import ConfigError
+from minipc.core.paths import ROOT
+from minipc.pyinfra_ext import operations
+from playbooks import phases
+from tests.unit.deploy_run import LAN, OFFSITE, order_of_all, run_deploys
 
 
 def _calls(name: str) -> list[ast.Call]:
@@ -38,6 +40,12 @@ def test_site_includes_every_component_in_order():
     assert included == [component.deploy for component in COMPONENTS]
 
 
+def test_the_off_site_host_is_ready_before_the_mini_pc_looks_for_its_backup(monkeypatch):
+    settings = {"mini": load("lab", backups_offsite=OFFSITE), OFFSITE: load("lab")}
+    components = list(dict.fromkeys(component for component, _ in order_of_all(monkeypatch, settings)))
+    assert components.index("offsite") < components.index("repositories") < components.index("postgres")
+
+
 @pytest.mark.parametrize(
     ("lists", "role"), [(["lab"], "mini"), (["lab", "offsite"], "offsite"), (["lab", "k3s_agents"], "agent")]
 )
@@ -45,7 +53,7 @@ def test_site_has_for_each_role_what_belongs_there(lists, role, monkeypatch):
     included: list[str] = []
     monkeypatch.setattr(pyinfra, "host", SimpleNamespace(groups=lists))
     monkeypatch.setattr(pyinfra, "local", SimpleNamespace(include=included.append), raising=False)
-    monkeypatch.setattr("minipc.operations.k3s.server_first", lambda: None)
+    monkeypatch.setattr("minipc.pyinfra_ext.operations.k3s.server_first", lambda: None)
     runpy.run_path(str(ROOT / "deploys/site.py"))
     assert included == [component.deploy for component in COMPONENTS if role in component.roles]
 
@@ -73,8 +81,8 @@ def test_no_room_without_a_component():
 
 
 def test_no_folder_of_templates_without_a_component():
-    not_for_a_machine = {"report", "runbook"}
-    assert {path.name for path in (ROOT / "templates").iterdir()} - not_for_a_machine <= set(BY_NAME)
+    not_of_one_component = {"report", "runbook", "shared"}
+    assert {path.name for path in (ROOT / "templates").iterdir()} - not_of_one_component <= set(BY_NAME)
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -89,13 +97,22 @@ def test_a_component_speaks_and_places_in_its_own_name(name):
 def test_a_component_places_the_files_of_its_folder_and_no_other(name):
     folder = ROOT / "templates" / name
     there = {path.name: path.read_text() for path in folder.glob("*")}
+    assert not [path for path in folder.glob("*") if path.is_symlink()]
     sources = [call.args[0] for call in _calls(name) if ast.unparse(call.func) in {"File", "SecretFile"}]
     patterns = [_pattern(source) for source in sources if ast.unparse(source) != "''"]
     for pattern in patterns:
-        assert any(fnmatch(file, pattern) for file in there), f"templates/{name}/{pattern} is missing"
-    used = [*patterns, "rules.yml.j2", "scrape.yml.j2"]  # Prometheus finds the last two by their names
-    used += [included for text in there.values() for included in re.findall(r'{% include "(.+?)" %}', text)]
+        where = folder.parent if "/" in pattern else folder
+        assert list(where.glob(pattern)), f"templates/{name}/{pattern} is missing"
+    # Prometheus finds these by their names.
+    used = [*patterns, "rules.yml.j2", "scrape.yml.j2", "services.yml.j2", "outside.yml.j2", "received.yml.j2"]
+    included = [found for text in there.values() for found in re.findall(r'{% include "(.+?)" %}', text)]
+    used += [each.removeprefix(f"{name}/") for each in included]
     assert [file for file in there if not any(fnmatch(file, pattern) for pattern in used)] == []
+
+
+def test_the_phases_of_components_exist():
+    named = {phase for component in COMPONENTS for phase in component.phases}
+    assert named <= {phase.name for phase in phases.PHASES}
 
 
 def test_needs_come_before():
@@ -137,12 +154,17 @@ def _makes_operations(thing: object) -> bool:
     return inspect.ismodule(thing) or hasattr(thing, "_inner") or ours
 
 
+S3 = {"endpoint": "s3.example.org", "bucket": "minipc-backups", "region": "eu-1"}
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJaZ0b2Yt7mJcRrHq3sQx3u2Tn0f7cVg5rJ1WwqkXo2b"
+SFTP = {"host": "box.example.org", "port": 23, "user": "u1", "path": "/home/minipc", "host_keys": [HOST_KEY]}
 MACHINES = {
-    "under systemd": ("mini", {"workload_runtime": "stand-in", "backups_offsite": OFFSITE}),
-    "in K3s": ("mini", {"workload_runtime": "k3s", "backups_offsite": OFFSITE}),
+    "under podman": ("mini", {"services_runtime": "podman", "backups_offsite": OFFSITE}),
+    "in K3s": ("mini", {"services_runtime": "k3s", "backups_offsite": OFFSITE}),
+    "with a bucket": ("mini", {"backups_offsite": None, "offsite_kind": "s3", "offsite_s3": S3}),
+    "with a storage box": ("mini", {"backups_offsite": None, "offsite_kind": "sftp", "offsite_sftp": SFTP}),
     "alone": ("mini", {"backups_offsite": None}),
     "off-site": ("offsite", {"offsite_deploy_repository": True}),
-    "agent": ("agent", {"workload_runtime": "k3s", "k3s_server": "mini", "k3s_node_ip": "10.77.0.11"}),
+    "agent": ("agent", {"services_runtime": "k3s", "k3s_server": "mini", "k3s_node_ip": "10.77.0.11"}),
 }
 
 
@@ -159,12 +181,12 @@ def test_k3s_is_configured_the_same_whichever_way_the_converge_comes_in(monkeypa
     place, seen = operations.place, []
 
     def noted(**what):
-        seen.extend([what["values"]["names"]] if (what["component"], what["name"]) == ("k3s", "configure") else [])
+        seen.extend([what["values"]["names"]] if (what["component"], what["name"]) == ("k3s", "Configure K3s") else [])
         return place(**what)
 
     monkeypatch.setattr(operations, "place", noted)
     for way in (LAN, "10.98.0.1"):
-        run_deploys(monkeypatch, ssh_hostname=way, workload_runtime="k3s", vpn_network="10.98.0.0/24")
+        run_deploys(monkeypatch, ssh_hostname=way, services_runtime="k3s", vpn_network="10.98.0.0/24")
     beside, through = seen
     assert beside == through
     assert {LAN, "10.98.0.1"} <= set(beside)
@@ -183,29 +205,39 @@ def test_a_converge_loads_only_the_clients_it_needs():
 
 # Installed, but nobody asks which version it was.
 BESIDES = {"ca-certificates", "curl", "dbus", "git", "iproute2", "ipset", "iptables", "kmod", "promtool", "rsync"}
-BESIDES |= {"sudo", "syslog-ng-mod-http", "unattended-upgrades"}
+BESIDES |= {
+    "aardvark-dns",
+    "catatonit",
+    "crun",
+    "netavark",
+    "openssh-client",
+    "openssl",
+    "python3",
+    "sudo",
+    "syslog-ng-mod-http",
+    "unattended-upgrades",
+}
 
 
 def test_the_release_writes_down_what_is_installed(monkeypatch):
     done = [run_deploys(monkeypatch, role, **settings) for role, settings in MACHINES.values()]
-    written = set(done[0].deploys["release"]["PACKAGES"])
+    written = set(recorded_packages())
     installed = {package for each in done for package in each.packages}
-    libraries = set((ROOT / "workload/packages.txt").read_text().split())
     assert written - installed == {"systemd"}
-    assert installed - libraries - written == BESIDES, "put it into PACKAGES of deploys/release.py, or here"
+    assert installed - written == BESIDES, "add it to `versions_of` of its component, or here"
 
 
-def test_what_must_be_there_already_is_known_by_its_trace():
-    traces = missing_needs(["redis", "workload"])
-    assert set(traces.values()) == {("host", "redis"), ("postgres", "workload")}
+def test_what_must_be_there_already_is_known_by_its_marker():
+    markers = missing_needs(["redis", "services"])
+    assert set(markers.values()) == {("host", "redis"), ("postgres", "services")}
     assert missing_needs(["host", "firewall", "edge"]) == {}
     assert missing_needs([]) == {}
 
 
 @pytest.mark.parametrize("name", [need for component in COMPONENTS for need in component.needs])
-def test_whatever_is_needed_leaves_a_trace(name):
+def test_whatever_is_needed_has_a_marker(name):
     """Or nobody could say that it has to come first."""
-    assert BY_NAME[name].trace.startswith("/"), f"set `trace` of {name} in minipc/components.py"
+    assert BY_NAME[name].marker_path.startswith("/"), f"set `marker_path` of {name} in minipc/config/components.py"
 
 
 def test_an_unknown_component_gets_the_nearest_one():
@@ -214,12 +246,13 @@ def test_an_unknown_component_gets_the_nearest_one():
 
 
 def test_a_component_of_the_other_machine_is_refused():
-    with pytest.raises(ConfigError, match="does not belong on this machine"):
+    with pytest.raises(ConfigError, match="does not belong on a machine with the role offsite"):
         select(["postgres"], "offsite")
     assert [component.name for component in select([], "offsite")] == [
         "host",
         "firewall",
         "offsite",
+        "alertmanager",
         "watcher",
         "release",
     ]

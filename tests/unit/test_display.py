@@ -1,4 +1,4 @@
-"""What a person sees: plain lines without a terminal, a live footer on one, and the summary at the end."""
+"""Output of a run: plain lines without a terminal, a progress bar on one, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -10,32 +10,36 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from minipc import timeline
-from minipc.display import Display, console_for, print_summary, watch
-from minipc.records import Artifact, Exercised, Gate, NotExercised, Override
+from minipc.evidence import event_stream
+from minipc.evidence.display import Display, console_for, print_summary, watch
+from minipc.evidence.records import Artifact, Exercised, Gate, NotExercised, Override
 from tests.unit.record_samples import big, small
 
 T = 1_700_000_000.0
 
-EVENTS: list[timeline.Event] = [
-    timeline.NotExercised(t=T, what="clock", why="shared with the controller", component="host"),
-    timeline.PhaseStart(t=T, phase="machine", detail="booting lab1"),
-    timeline.PhaseEnd(t=T + 8, phase="machine", verdict="pass", detail="base image reused"),
-    timeline.PhaseStart(t=T + 8, phase="converge"),
-    timeline.Plan(t=T + 8, operations=3, components=("redis", "edge")),
-    timeline.OperationStart(t=T + 8, component="redis", name="redis: install"),
-    timeline.OperationEnd(t=T + 14, component="redis", name="redis: install", changed=True, ok=True, seconds=6.0),
-    timeline.OperationStart(t=T + 14, component="redis", name="redis: configure"),
-    timeline.OperationEnd(t=T + 15, component="redis", name="redis: configure", changed=False, ok=True, seconds=0.5),
-    timeline.OperationStart(t=T + 15, component="edge", name="edge: activate"),
-    timeline.OperationEnd(t=T + 75, component="edge", name="edge: activate", changed=False, ok=False, seconds=60.0),
-    timeline.PhaseEnd(t=T + 76, phase="converge", verdict="fail", detail="pyinfra exited 1\nsee the log"),
-    timeline.PhaseStart(t=T + 76, phase="verify"),
-    timeline.CheckEnd(t=T + 77, component="redis", name="evicts", outcome="passed", seconds=0.4),
-    timeline.CheckEnd(t=T + 78, component="redis", name="refuses", outcome="failed", seconds=0.6, message="got +OK"),
-    timeline.PhaseEnd(t=T + 3700, phase="verify", verdict="could-not-verify"),
-    timeline.Refused(t=T + 3700, reason="not the machine that the inventory pins"),
-    timeline.Note(t=T + 3701, text="\x1b[31mdone\x1b[0m [bold]as it is[/bold]"),
+EVENTS: list[event_stream.Event] = [
+    event_stream.NotExercised(t=T, what="clock", why="shared with the controller", component="host"),
+    event_stream.PhaseStart(t=T, phase="machine", detail="booting lab1"),
+    event_stream.PhaseEnd(t=T + 8, phase="machine", verdict="pass", detail="base image reused"),
+    event_stream.PhaseStart(t=T + 8, phase="converge"),
+    event_stream.Plan(t=T + 8, operations=3, components=("redis", "edge")),
+    event_stream.OperationStart(t=T + 8, component="redis", name="redis: install"),
+    event_stream.OperationEnd(t=T + 14, component="redis", name="redis: install", changed=True, ok=True, seconds=6.0),
+    event_stream.OperationStart(t=T + 14, component="redis", name="redis: configure"),
+    event_stream.OperationEnd(
+        t=T + 15, component="redis", name="redis: configure", changed=False, ok=True, seconds=0.5
+    ),
+    event_stream.OperationStart(t=T + 15, component="edge", name="edge: activate"),
+    event_stream.OperationEnd(t=T + 75, component="edge", name="edge: activate", changed=False, ok=False, seconds=60.0),
+    event_stream.PhaseEnd(t=T + 76, phase="converge", verdict="fail", detail="pyinfra exited 1\nsee the log"),
+    event_stream.PhaseStart(t=T + 76, phase="verify"),
+    event_stream.CheckEnd(t=T + 77, component="redis", name="evicts", outcome="passed", seconds=0.4),
+    event_stream.CheckEnd(
+        t=T + 78, component="redis", name="refuses", outcome="failed", seconds=0.6, message="got +OK"
+    ),
+    event_stream.PhaseEnd(t=T + 3700, phase="verify", verdict="could-not-verify"),
+    event_stream.Refused(t=T + 3700, reason="not the machine that the inventory pins"),
+    event_stream.Note(t=T + 3701, text="\x1b[31mdone\x1b[0m [bold]as it is[/bold]"),
 ]
 
 PLAIN = """\
@@ -68,7 +72,7 @@ def plain_console() -> tuple[Console, io.StringIO]:
     return console_for(stream), stream
 
 
-def show(events: list[timeline.Event], console: Console) -> None:
+def show(events: list[event_stream.Event], console: Console) -> None:
     with Display(console) as display:
         for event in events:
             display.feed(event)
@@ -82,7 +86,7 @@ def test_plain_lines_without_a_terminal() -> None:
 
 def test_a_long_line_stays_one_line() -> None:
     console, stream = plain_console()
-    show([timeline.Note(t=T, text="word " * 100)], console)
+    show([event_stream.Note(t=T, text="word " * 100)], console)
     assert stream.getvalue() == "00:00:00  " + ("word " * 100).strip() + "\n"
 
 
@@ -101,8 +105,8 @@ def test_a_terminal_shows_phase_operation_and_how_many_are_done() -> None:
     console, stream = terminal(color_system="standard")
     show(EVENTS[3:8], console)
     shown = stream.getvalue()
-    assert "1 of 3" in shown
-    assert "redis: configure" in shown  # under way, so it can only come from the footer
+    assert "1/3" in shown
+    assert "redis: configure" in shown  # under way, so it can only come from the progress bar
     assert "\x1b[" in shown
 
 
@@ -126,7 +130,7 @@ def test_a_stream_that_cannot_encode_a_sign_ends_no_run() -> None:
 def test_watch_shows_what_another_process_wrote(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     console, stream = plain_console()
-    with watch(path, console), timeline.EventWriter(path) as writer:
+    with watch(path, console), event_stream.EventWriter(path) as writer:
         for event in EVENTS:
             writer.write(event)
     assert stream.getvalue() == PLAIN
@@ -138,8 +142,8 @@ def test_watch_lets_the_error_of_the_run_through(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
 
     def interrupted_run() -> None:
-        with watch(path, console), timeline.EventWriter(path) as writer:
-            writer.write(timeline.Note(t=T, text="last words"))
+        with watch(path, console), event_stream.EventWriter(path) as writer:
+            writer.write(event_stream.Note(t=T, text="last words"))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -160,12 +164,12 @@ Gate             Verdict       Seen  Budget
 second converge  ✓ pass   0 changes  at most 0 changes
 
 ○ NOT EXERCISED clock (host): shared
-! LOCAL         k3s v1.32: an artifact put in by hand
+! LOCAL         k3s v1.32: an artifact that was added manually
 ! OVERRIDDEN    1 production value, listed in the report
 
 ✓ PASS, 1 of 2 exercised
   Run      rehearsal of lab1 (nspawn, Debian 13), 1 min
-  Runtime  stand-in
+  Runtime  systemd
   Commit   3b0fd5d1
   Report   /srv/report.html
   Record   /srv/record.json
@@ -194,7 +198,7 @@ def test_a_failed_run_says_why_and_fits_80_columns() -> None:
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    assert "✗ FAIL: edge: 2 checks failed: refuses a stranger" in text
+    assert "✗ FAIL: edge: 2 checks failed: The component refuses clients" in text
     assert "12, 2 failed" in text
     # Three things, two of them for the same reason.
     assert text.count("○ NOT EXERCISED") == 2

@@ -8,23 +8,25 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from minipc import config, inventory
+from minipc import config
+from minipc.cli import dns as dns_cli
 from minipc.config.load import group_data
+from minipc.core.errors import ConfigError, CouldNotVerifyError, MinipcError, RefusedError, SecretError
 from minipc.dns import changes as dns_changes
-from minipc.dns import cli as dns_cli
 from minipc.dns import provider as dns_provider
-from minipc.dns.cloudflare import Cloudflare
+from minipc.dns.lexicon_provider import LexiconProvider
 from minipc.dns.provider import wanted_records
 from minipc.dns.records import DnsError, Record
-from minipc.errors import ConfigError, CouldNotVerifyError, MinipcError, RefusedError, SecretError
-from minipc.inventory import Target
-from minipc.lab.cloudflare import FakeCloudflare
+from minipc.remote import inventory
+from minipc.remote.inventory import Target
 from minipc.secrets import Secret, Secrets
 from playbooks import dns_cutover
+from rehearsal.doubles.cloudflare import FakeCloudflare
 
 TOKEN = "t0ken-for_example-org"
 ZONE = "example.org"
 NAME = "service.example.org"
+HOLDER = f"_minipc.{NAME}"
 OLD = "11111111-1111-4111-8111-111111111111"
 NEW = "22222222-2222-4222-8222-222222222222"
 RECORDS = [{"name": NAME, "type": "A"}, {"name": NAME, "type": "AAAA"}]
@@ -41,7 +43,7 @@ def server() -> Iterator[FakeCloudflare]:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
-    for function in (dns_changes.confirm, Cloudflare.__init__):
+    for function in (dns_changes.confirm, LexiconProvider.__init__):
         monkeypatch.setitem(function.__kwdefaults__ or {}, "sleep", waits.append)
     monkeypatch.setattr(dns_changes.confirm, "__defaults__", (waits.append,))
     return waits
@@ -60,8 +62,8 @@ def settings(server: FakeCloudflare) -> config.Settings:
 
 
 @pytest.fixture
-def provider(server: FakeCloudflare) -> Cloudflare:
-    return Cloudflare(ZONE, TOKEN, server.api_url)
+def provider(server: FakeCloudflare) -> LexiconProvider:
+    return LexiconProvider("cloudflare", ZONE, TOKEN, {}, server.api_url)
 
 
 @pytest.fixture
@@ -72,21 +74,22 @@ def wanted(settings: config.Settings) -> list[Record]:
 @pytest.fixture
 def old(server: FakeCloudflare) -> None:
     """The records as the old machine left them."""
-    server.add_record(ZONE, NAME, "A", "198.51.100.7", comment=f"minipc {OLD}")
-    server.add_record(ZONE, NAME, "AAAA", "2001:db8::7", comment=f"minipc {OLD}")
+    server.add_record(ZONE, NAME, "A", "198.51.100.7")
+    server.add_record(ZONE, NAME, "AAAA", "2001:db8::7")
+    server.add_record(ZONE, HOLDER, "TXT", f"minipc {OLD}")
     server.add_record(ZONE, ZONE, "MX", "mail.example.org")
 
 
 def now(server: FakeCloudflare, kind: str) -> tuple[Any, ...]:
     record = server.the(NAME, kind)
-    return record["content"], record["ttl"], record["comment"]
+    return record["content"], record["ttl"], server.the(HOLDER, "TXT")["content"]
 
 
 # --- the move ------------------------------------------------------------------------------------------------------
 
 
 def test_the_records_lead_to_the_new_machine(
-    server: FakeCloudflare, provider: Cloudflare, wanted: list[Record], old: None
+    server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record], old: None
 ) -> None:
     said: list[str] = []
     changed = dns_cutover.cutover(provider, wanted, said.append)
@@ -98,38 +101,43 @@ def test_the_records_lead_to_the_new_machine(
 
 
 def test_again_it_changes_nothing(
-    server: FakeCloudflare, provider: Cloudflare, wanted: list[Record], old: None
+    server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record], old: None
 ) -> None:
     dns_cutover.cutover(provider, wanted, print)
     before = len(server.changes())
     assert dns_cutover.cutover(provider, wanted, print) == []
-    assert len(server.changes()) == before == 2
+    assert len(server.changes()) == before == 3
 
 
-def test_missing_records_are_created(server: FakeCloudflare, provider: Cloudflare, wanted: list[Record]) -> None:
+def test_missing_records_are_created(server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record]) -> None:
     said: list[str] = []
     dns_cutover.cutover(provider, wanted, said.append)
     assert now(server, "A") == ("198.51.100.8", 60, f"minipc {NEW}")
     assert said == [f"{NAME} A: create with 198.51.100.8, ttl 60 s", f"{NAME} AAAA: create with 2001:db8::8, ttl 60 s"]
 
 
-def test_a_plan_changes_nothing(server: FakeCloudflare, provider: Cloudflare, wanted: list[Record], old: None) -> None:
+def test_a_plan_changes_nothing(
+    server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record], old: None
+) -> None:
     assert len(dns_cutover.plan(provider, wanted)) == 2
     assert server.changes() == []
 
 
 def test_the_same_address_only_changes_hands(
-    server: FakeCloudflare, provider: Cloudflare, wanted: list[Record]
+    server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record]
 ) -> None:
     """A machine replaced behind the same router: its TTL is nobody's business."""
-    server.add_record(ZONE, NAME, "A", "198.51.100.8", comment=f"minipc {OLD}")
-    server.add_record(ZONE, NAME, "AAAA", "2001:0db8:0::0008", comment=f"minipc {OLD}")
+    server.add_record(ZONE, NAME, "A", "198.51.100.8")
+    server.add_record(ZONE, NAME, "AAAA", "2001:0db8:0::0008")
+    server.add_record(ZONE, HOLDER, "TXT", f"minipc {OLD}")
     dns_cutover.cutover(provider, wanted, print)
-    assert server.changes() == [("PATCH", {"comment": f"minipc {NEW}"})] * 2
+    assert now(server, "A") == ("198.51.100.8", 300, f"minipc {NEW}")
+    assert now(server, "AAAA") == ("2001:0db8:0::0008", 300, f"minipc {NEW}")
+    assert dns_cutover.cutover(provider, wanted, print) == []
 
 
 def test_a_proxied_record_keeps_its_proxy_and_ttl(
-    server: FakeCloudflare, provider: Cloudflare, wanted: list[Record], old: None
+    server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record], old: None
 ) -> None:
     server.the(NAME, "A").update(proxied=True, ttl=1)
     dns_cutover.cutover(provider, wanted, print)
@@ -137,7 +145,7 @@ def test_a_proxied_record_keeps_its_proxy_and_ttl(
     assert server.the(NAME, "A")["proxied"] is True
 
 
-def test_other_records_stay(server: FakeCloudflare, provider: Cloudflare, wanted: list[Record], old: None) -> None:
+def test_other_records_stay(server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record], old: None) -> None:
     before = dict(server.the(ZONE, "MX"))
     dns_cutover.cutover(provider, wanted, print)
     assert server.the(ZONE, "MX") == before
@@ -146,7 +154,7 @@ def test_other_records_stay(server: FakeCloudflare, provider: Cloudflare, wanted
 # --- what stands in the way, found before the first change ---------------------------------------------------------
 
 
-def test_a_cname_in_the_way(server: FakeCloudflare, provider: Cloudflare, wanted: list[Record]) -> None:
+def test_a_cname_in_the_way(server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record]) -> None:
     server.add_record(ZONE, NAME, "CNAME", "elsewhere.example.net")
     with pytest.raises(DnsError, match=rf"{NAME} has a CNAME record \(elsewhere.example.net\)") as caught:
         dns_cutover.cutover(provider, wanted, print)
@@ -155,7 +163,7 @@ def test_a_cname_in_the_way(server: FakeCloudflare, provider: Cloudflare, wanted
 
 
 def test_two_records_where_one_belongs(
-    server: FakeCloudflare, provider: Cloudflare, wanted: list[Record], old: None
+    server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record], old: None
 ) -> None:
     server.add_record(ZONE, NAME, "AAAA", "2001:db8::9")
     with pytest.raises(DnsError, match="has 2 AAAA records"):
@@ -178,7 +186,7 @@ def test_an_unknown_address_names_the_record(settings: config.Settings) -> None:
 
 
 def test_a_change_that_did_not_stick_is_no_success(
-    server: FakeCloudflare, provider: Cloudflare, wanted: list[Record], old: None, no_waiting: list[float]
+    server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record], old: None, no_waiting: list[float]
 ) -> None:
     server.ignores_changes = True
     with pytest.raises(DnsError) as caught:
@@ -190,10 +198,10 @@ def test_a_change_that_did_not_stick_is_no_success(
 
 @pytest.mark.parametrize(
     ("field", "said"),
-    [("ttl", f"{NAME} A has ttl 300, not 60"), ("comment", f"{NAME} A is held by {OLD}, not {NEW}")],
+    [("ttl", f"{NAME} A has ttl 300, not 60"), ("content", f"{NAME} A is 198.51.100.7, not 198.51.100.8")],
 )
 def test_a_change_that_stuck_in_part_is_no_success(
-    server: FakeCloudflare, provider: Cloudflare, wanted: list[Record], old: None, field: str, said: str
+    server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record], old: None, field: str, said: str
 ) -> None:
     server.ignores_fields.add(field)
     with pytest.raises(DnsError) as caught:
@@ -202,7 +210,7 @@ def test_a_change_that_stuck_in_part_is_no_success(
 
 
 def test_a_creation_that_did_not_stick_is_no_success(
-    server: FakeCloudflare, provider: Cloudflare, wanted: list[Record]
+    server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record]
 ) -> None:
     server.ignores_changes = True
     with pytest.raises(DnsError, match=f"{NAME} A is missing"):
@@ -210,7 +218,7 @@ def test_a_creation_that_did_not_stick_is_no_success(
 
 
 def test_a_change_that_takes_a_moment_to_show(
-    server: FakeCloudflare, provider: Cloudflare, wanted: list[Record], old: None, no_waiting: list[float]
+    server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record], old: None, no_waiting: list[float]
 ) -> None:
     server.delayed = 0
     server.changed = lambda: setattr(server, "delayed", 2)
@@ -219,10 +227,11 @@ def test_a_change_that_takes_a_moment_to_show(
 
 
 def test_it_goes_on_where_it_was_cut_off(
-    server: FakeCloudflare, provider: Cloudflare, wanted: list[Record], old: None
+    server: FakeCloudflare, provider: LexiconProvider, wanted: list[Record], old: None
 ) -> None:
     broken = (500, {}, b"")
-    server.next_answers = [None, None, None, *([broken] * 4)]  # zone, list, first change; then the second one fails
+    # Zone, list; zone, list; zone, holder; zone, first change; zone, list; then the second change fails.
+    server.next_answers = [None] * 10 + [broken] * 4
     with pytest.raises(DnsError, match=f"could not change {NAME} AAAA"):
         dns_cutover.cutover(provider, wanted, print)
     assert now(server, "A")[0] == "198.51.100.8"
@@ -234,7 +243,7 @@ def test_it_goes_on_where_it_was_cut_off(
 
 
 def test_the_ttl_is_lowered_before_and_settled_after(
-    server: FakeCloudflare, provider: Cloudflare, settings: config.Settings, wanted: list[Record], old: None
+    server: FakeCloudflare, provider: LexiconProvider, settings: config.Settings, wanted: list[Record], old: None
 ) -> None:
     server.the(NAME, "AAAA")["ttl"] = 1
     assert len(dns_cutover.lower(provider, settings, print)) == 2
@@ -249,7 +258,7 @@ def test_the_ttl_is_lowered_before_and_settled_after(
 
 
 def test_a_ttl_that_is_lower_already_is_not_raised(
-    server: FakeCloudflare, provider: Cloudflare, settings: config.Settings
+    server: FakeCloudflare, provider: LexiconProvider, settings: config.Settings
 ) -> None:
     server.add_record(ZONE, NAME, "A", "198.51.100.7", ttl=60)
     server.add_record(ZONE, NAME, "AAAA", "2001:db8::7", ttl=1, proxied=True)
@@ -287,7 +296,7 @@ def test_the_machine_is_asked_for_what_is_missing(settings: config.Settings, mon
     known = dns_cutover.addresses_of(target(following), {"A": "198.51.100.8"})
     assert known == {"A": "198.51.100.8", "AAAA": "2001:db8::5"}
     assert asked[0].endswith("minipc.dns.follow /etc/minipc/dns.json --address AAAA")
-    with pytest.raises(CouldNotVerifyError, match="box could not learn its address for AAAA: no route"):
+    with pytest.raises(CouldNotVerifyError, match="box could not find its public address for AAAA: no route"):
         dns_cutover.addresses_of(target(following), {"A": "198.51.100.8"})
 
 
@@ -314,7 +323,7 @@ def test_the_whole_story(run: Run, server: FakeCloudflare, old: None) -> None:
     shown = run("show").output
     assert f"{NAME} A: 198.51.100.7, ttl 300 s, held by machine {OLD}" in shown
     lowered = run("lower")
-    assert "cut over in 300 s or later" in lowered.output
+    assert "wait 300 s before the cutover" in lowered.output
     planned = run("plan", *addresses)
     assert planned.exit_code == 2
     assert "2 changes pending" in planned.output
@@ -330,12 +339,12 @@ def test_the_whole_story(run: Run, server: FakeCloudflare, old: None) -> None:
 
 
 def test_show_tells_what_is_missing_in_the_way_or_too_much(run: Run, server: FakeCloudflare) -> None:
-    assert f"{NAME} AAAA: there is none" in run("show").output
+    assert f"{NAME} AAAA: no record" in run("show").output
     server.add_record(ZONE, NAME, "CNAME", "elsewhere.example.net")
     server.add_zone("example.net", TOKEN)
     shown = run("show").output
     assert f"{NAME} CNAME: elsewhere.example.net" in shown
-    assert "the token also reaches example.net: make one for example.org only" in shown
+    assert "the token can also change example.net: use a token for example.org only" in shown
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from minipc import config
-from minipc.dns import cloudflare
-from minipc.errors import ConfigError
+from minipc.core.errors import ConfigError
 from minipc.secrets import catalogue
 
 RECORD = {"name": "service.example.org", "type": "A"}
@@ -26,7 +25,9 @@ CLOUDFLARE = {"dns_provider": "cloudflare", "dns_zone": "example.org", "dns_reco
         CLOUDFLARE | {"dns_ipv4": "198.51.100.7", "dns_ipv6": "2001:db8::7"},
         CLOUDFLARE | {"dns_api_url": "http://127.0.0.1:8080/client/v4"},
         CLOUDFLARE | {"dns_api_url": "http://198.51.100.2:8080/client/v4"},
+        CLOUDFLARE | {"dns_api_url": "https://api.cloudflare.com/client/v4"},
         CLOUDFLARE | {"dns_ttl_s": 60, "dns_cutover_ttl_s": 60},
+        CLOUDFLARE | {"dns_provider": "gandi", "dns_options": {"api_protocol": "rest"}},
     ],
 )
 def test_valid(values: dict[str, Any]) -> None:
@@ -37,11 +38,12 @@ def test_valid(values: dict[str, Any]) -> None:
     ("values", "message"),
     [
         ({"dns_provider": "cloudfare"}, "did you mean 'cloudflare'?"),
-        ({"dns_provider": "cloudflare"}, "needs dns_zone and at least one of dns_records"),
-        (CLOUDFLARE | {"dns_records": []}, "needs dns_zone and at least one of dns_records"),
-        (CLOUDFLARE | {"dns_zone": "example.net"}, "'service.example.org' in dns_records is not in the zone"),
+        ({"dns_provider": "auto"}, "not a DNS provider that lexicon knows"),
+        ({"dns_provider": "cloudflare"}, "needs dns_zone, and a public service or at least one of dns_records"),
+        (CLOUDFLARE | {"dns_records": []}, "needs dns_zone, and a public service or at least one of dns_records"),
+        (CLOUDFLARE | {"dns_zone": "example.net"}, "'service.example.org' is not in the zone"),
         (CLOUDFLARE | {"dns_zone": "ample.org"}, "is not in the zone 'ample.org'"),
-        (CLOUDFLARE | {"dns_records": [RECORD, RECORD]}, "'service.example.org' A is twice"),
+        (CLOUDFLARE | {"dns_records": [RECORD, RECORD]}, "'service.example.org' A is in dns_records twice"),
         (CLOUDFLARE | {"dns_records": [RECORD | {"type": "CNAME"}]}, "allowed: 'A' or 'AAAA'"),
         (CLOUDFLARE | {"dns_records": [RECORD | {"content": "198.51.100.7"}]}, "unknown key"),
         (CLOUDFLARE | {"dns_ttl_s": 30}, "nearest: 60"),
@@ -61,9 +63,15 @@ def test_invalid(values: dict[str, Any], message: str) -> None:
     assert "nothing was changed" in str(caught.value)
 
 
-def test_the_token_is_required_with_a_provider_only() -> None:
-    assert catalogue.DNS_TOKEN == cloudflare.TOKEN
-    for values, optional in (({}, True), (CLOUDFLARE, False)):
-        entries = {entry.name: entry for entry in catalogue.whole(config.load("lab", **values))}
-        assert entries["dns.cloudflare_token"].optional is optional
-        assert entries["dns.cloudflare_token"].generate is None
+@pytest.mark.parametrize(
+    ("values", "required"),
+    [
+        ({}, []),
+        (CLOUDFLARE, ["dns.cloudflare_token"]),
+        (CLOUDFLARE | {"dns_provider": "gandi"}, ["dns.credentials"]),
+    ],
+)
+def test_the_credentials_are_required_with_a_provider_only(values: dict[str, Any], required: list[str]) -> None:
+    entries = [entry for entry in catalogue.whole(config.load("lab", **values)) if entry.component == "dns"]
+    assert [entry.name for entry in entries if not entry.optional] == required
+    assert not any(entry.generate for entry in entries)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from minipc.converge import PendingChange
-from minipc.errors import MinipcError
+from minipc.core.errors import MinipcError
+from minipc.core.variables import PLACED_VARIABLE
+from minipc.pyinfra_ext.converge import PendingChange
+from minipc.remote import queries
+from minipc_machine.metrics import text_of
 from playbooks import drift
+from playbooks.doctor import Finding
 from tests.unit.record_samples import small
 
 
@@ -18,8 +23,11 @@ def told(monkeypatch):
     files: dict[str, str] = {}
     target = SimpleNamespace(alias="mini", role="mini")
     monkeypatch.setattr(drift, "the_target", lambda environment, alias: target)
+    monkeypatch.setattr(drift, "unexpected", lambda target, placed: [])
     monkeypatch.setattr(drift, "load_all", lambda directory, kind: SimpleNamespace(records=[]))
-    monkeypatch.setattr(drift, "on", lambda _, command, stdin: files.update({command.rpartition("/")[2]: stdin}))
+    monkeypatch.setattr(queries, "on", lambda _, command, stdin: files.update({command.rpartition("/")[2]: stdin}))
+    needed = [Finding("images", "rebuild", trouble="the token is expired"), Finding("port 80", "up")]
+    monkeypatch.setattr(drift.preflight, "preflight", lambda target, moment: needed)
     return files
 
 
@@ -32,6 +40,8 @@ def test_no_drift(monkeypatch, told):
     assert drift.drift("lab") == 0
     assert "minipc_drift_changes 0\n" in told["minipc_drift.prom"]
     assert "minipc_drift_check_success 1\n" in told["minipc_drift.prom"]
+    assert 'minipc_preflight_success{check="images"} 0\n' in told["minipc_preflight.prom"]
+    assert 'minipc_preflight_success{check="port 80"} 1\n' in told["minipc_preflight.prom"]
 
 
 def test_drift_is_counted_by_component(monkeypatch, told):
@@ -40,6 +50,20 @@ def test_drift_is_counted_by_component(monkeypatch, told):
     text = told["minipc_drift.prom"]
     assert "minipc_drift_changes 3\n" in text
     assert 'minipc_drift_component_changes{component="redis"} 2\n' in text
+
+
+def test_what_nobody_declared_is_drift(monkeypatch, told, capsys):
+    def plan(environment, files, limit, env):
+        Path(env[PLACED_VARIABLE]).write_text("/etc/a\n/etc/b\n")
+        return [], ""
+
+    seen = []
+    monkeypatch.setattr(drift, "plan", plan)
+    monkeypatch.setattr(drift, "unexpected", lambda target, placed: seen.append(placed) or ["account x has uid 0"])
+    assert drift.drift("lab") == 2
+    assert seen == [["/etc/a", "/etc/b"]]
+    assert "minipc_drift_unexpected 1\n" in told["minipc_drift.prom"]
+    assert "unexpected: account x has uid 0" in capsys.readouterr().out
 
 
 def test_a_plan_that_fails_is_told_and_is_an_error(monkeypatch, told):
@@ -54,7 +78,7 @@ def test_a_plan_that_fails_is_told_and_is_an_error(monkeypatch, told):
 
 
 def test_the_newest_rehearsal_counts():
-    text = drift.text_of(drift.rehearsed([small()]))
+    text = text_of(drift.rehearsed([small()]))
     assert "minipc_rehearsal_success " in text
     assert "minipc_rehearsal_ended_timestamp_seconds " in text
     assert drift.rehearsed([]) == []

@@ -6,90 +6,84 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-from pyinfra.api import StringCommand
+from pyinfra import context
+from pyinfra.api import Config, FactBase, Host, Inventory, State
 from pyinfra.api.exceptions import FactProcessError
+from pyinfra.api.operation import OperationMeta
+from pyinfra.api.state import StateOperationHostData, StateStage
+from pyinfra.connectors.util import CommandOutput
 
-from minipc.facts import systemd
-from minipc.facts.memory import announce, announced, remember_facts
-from minipc.facts.systemd import UnitStates
+from minipc.pyinfra_ext.facts import systemd
+from minipc.pyinfra_ext.facts.memory import announce, announced, recall, remember_facts
+from minipc.pyinfra_ext.facts.systemd import UnitStates
+
+
+class Uptime(FactBase[str]):
+    """A fact; each time it is asked its answer is another one."""
+
+    def command(self, of: str = "") -> str:
+        return f"uptime {of}"
 
 
 class Machine:
-    """A host whose one fact is what `command` prints; counts what reaches it."""
+    """A state with two hosts, and how often the first one was asked."""
 
-    name = "m"
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state = State(Inventory((["m", "other"], {})), Config())
+        self.state.set_stage(StateStage.Prepare)
+        self.state.check_for_changes = False
+        self.asked = 0
+        monkeypatch.setattr(Host, "get_fact", self.get_fact)
 
-    def __init__(self):
-        self.state = SimpleNamespace(current_stage="Prepare")
-        self.commands = []
-        self.works = True
+    def get_fact(self, fact: type, **arguments: object) -> str:
+        self.asked += 1
+        return f"answer {self.asked}"
 
-    def get_fact(self, command, **kwargs):
-        return self.run_shell_command(command, **kwargs)
+    def recall(self, host: str = "m", **arguments: str) -> str:
+        with context.ctx_host.use(self.state.inventory.get_host(host)):
+            return recall(Uptime, **arguments)
 
-    def run_shell_command(self, command, **kwargs):
-        self.commands.append(str(command))
-        return self.works, SimpleNamespace(stdout=f"answer {len(self.commands)}")
-
-    def put_file(self, *args):
-        return True
-
-    def rsync(self, *args):
-        return True
+    def ended(self, host: str, commands: list[str]) -> None:
+        """An operation ended after these commands."""
+        meta = OperationMeta("op", is_change=None)
+        meta.set_complete(True, commands, CommandOutput([]))
+        data = StateOperationHostData(lambda: iter(()), {}, meta)
+        self.state.ops[self.state.inventory.get_host(host)]["op"] = data
+        self.state.trigger_callbacks("operation_end", "op")
 
 
 @pytest.fixture
-def machine():
-    machine = Machine()
-    remember_facts(machine)
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine(monkeypatch)
+    remember_facts(machine.state)
+    remember_facts(machine.state)
     return machine
 
 
 def test_the_same_fact_is_asked_once(machine):
-    assert machine.get_fact("dpkg -l") == machine.get_fact(StringCommand("dpkg", "-l"))
-    assert machine.commands == ["dpkg -l"]
+    assert machine.recall() == machine.recall() == "answer 1"
+    assert machine.recall(of="x") == "answer 2"
+    assert machine.recall("other") == "answer 3"
+    machine.ended("m", [])
+    assert machine.recall() == "answer 1"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda machine: machine.run_shell_command("apt-get install x"),
-        lambda machine: machine.put_file("a", "/a"),
-        lambda machine: machine.rsync("a", "/a"),
-    ],
-)
-def test_it_is_asked_again_once_something_was_changed(machine, change):
-    before = machine.get_fact("dpkg -l")
-    change(machine)
-    assert machine.get_fact("dpkg -l") != before
-
-
-def test_as_another_user_it_is_another_question(machine):
-    machine.get_fact("id -un")
-    machine.get_fact("id -un", _su_user="postgres")
-    assert len(machine.commands) == 2
+def test_it_is_asked_again_once_something_was_changed(machine):
+    before, other = machine.recall(), machine.recall("other")
+    machine.ended("m", ["apt-get install x"])
+    assert machine.recall() != before
+    assert machine.recall("other") == other
 
 
 def test_what_the_plan_was_made_from_is_asked_again_before_it_is_carried_out(machine):
-    machine.get_fact("dpkg -l")
-    machine.state.current_stage = "Execute"
-    machine.get_fact("dpkg -l")
-    assert len(machine.commands) == 2
+    before = machine.recall()
+    machine.state.set_stage(StateStage.Execute)
+    assert machine.recall() != before
 
 
-def test_a_fact_that_failed_is_asked_again(machine):
-    machine.works = False
-    machine.get_fact("psql")
-    machine.works = True
-    assert machine.get_fact("psql")[0]
-
-
-def test_a_fact_that_broke_does_not_make_the_next_command_one(machine):
-    with pytest.raises(TypeError):
-        machine.get_fact()
-    machine.run_shell_command("date")
-    machine.run_shell_command("date")
-    assert machine.commands == ["date", "date"]
+def test_nothing_is_kept_unless_changes_are_noticed(monkeypatch):
+    machine = Machine(monkeypatch)
+    assert machine.recall() != machine.recall()
 
 
 def test_announcements_are_kept_apart_by_machine_and_fact():
@@ -125,7 +119,7 @@ def test_states_of_several_units_are_told_apart():
 def test_a_missing_unit_is_never_mistaken_for_its_neighbour():
     fact = UnitStates()
     fact.command(["a.service", "b.service", "c.service"])
-    with pytest.raises(FactProcessError, match="2 units instead of 3"):
+    with pytest.raises(FactProcessError, match="returned 2 units, expected 3"):
         fact.process(OUTPUT)
 
 

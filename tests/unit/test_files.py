@@ -9,10 +9,11 @@ import tarfile
 
 import pytest
 
-from minipc.errors import ConfigError
-from minipc.facts.files import FileState, FileStates
-from minipc.operations import files
-from minipc.operations.files import Absent, Content, Directory, File, SecretFile, digest, render
+from minipc.core.errors import ConfigError
+from minipc.core.paths import cache_dir
+from minipc.pyinfra_ext.facts.files import FileState, FileStates
+from minipc.pyinfra_ext.operations import files
+from minipc.pyinfra_ext.operations.files import Absent, Content, Directory, File, SecretFile, digest, render
 
 
 @pytest.fixture
@@ -143,3 +144,13 @@ def test_what_is_as_wanted():
     assert files._is_as_wanted(Absent("/x"), None)
     assert not files._is_as_wanted(Absent("/x"), state)
     assert files._is_as_wanted(Directory("/d"), FileState("directory", "755", "root", "root"))
+
+
+def test_a_home_directory_that_cannot_be_written_is_named_with_the_way_out(tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("not a folder")
+    monkeypatch.delenv("MINIPC_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(ConfigError, match=r"home/\.cache/minipc cannot be created: Not a directory") as refused:
+        cache_dir()
+    assert refused.value.next_step == "set MINIPC_CACHE_DIR to a folder that you may write"

@@ -25,7 +25,7 @@ def test_pods_get_to_the_repository_and_to_resolvers_near_the_operator_and_no_fu
         "accept",
     ]
     forward = chain(rules(), "forward")
-    assert 'iifname { "cni0", "flannel.1" } jump from_pods' in forward
+    assert 'iifname { "cni0", "flannel.1", "flannel-wg" } jump from_pods' in forward
     assert not [line for line in forward if "cni0" in line and line.endswith("accept")]
 
 
@@ -44,8 +44,35 @@ def test_from_the_console_the_source_decides_whatever_the_interface_is_called():
     assert len(glass) == len(usual)
 
 
+def test_limits_for_clients_do_not_apply_to_trusted_proxies():
+    found = chain(rules(trusted_ipv4=["203.0.113.0/24"], trusted_ipv6=["2001:db8::/32"]), "public")
+    assert found[:2] == [
+        "meta l4proto tcp ip saddr { 203.0.113.0/24 } accept",
+        "meta l4proto tcp ip6 saddr { 2001:db8::/32 } accept",
+    ]
+    assert "ct count over" in " ".join(found[2:])
+    assert "accept" not in " ".join(chain(rules(), "public")[:-1]), "nobody is exempt unless a service says so"
+
+
+def test_the_ingress_for_the_operator_is_open_in_the_vpn_only():
+    given = rules(operator_ingress=10443)
+    assert chain(given, "vpn")[:2] == ["jump operator", "tcp dport 10443 accept"]
+    assert chain(given, "operator_ingress")[1:] == [
+        'iifname "wg0" fib daddr type local tcp dport 443 redirect to :10443'
+    ]
+    assert given.count("10443") == 2
+    assert "10443" not in rules()
+
+
 @pytest.mark.parametrize(
-    "values", [{}, {"any_interface": True}, {"vpn": None, "repository": []}, {"near_ipv6": [], "repository": []}]
+    "values",
+    [
+        {},
+        {"any_interface": True},
+        {"vpn": None, "repository": []},
+        {"near_ipv6": [], "repository": []},
+        {"trusted_ipv4": ["203.0.113.0/24"], "trusted_ipv6": ["2001:db8::/32"], "operator_ingress": 10443},
+    ],
 )
 def test_they_are_rules(tmp_path, values):
     if not shutil.which("nft") or os.geteuid():

@@ -1,4 +1,4 @@
-"""The deploy repository to start from: builds, is valid, and keeps its promises."""
+"""The deploy repository that is rendered from service files: builds, is valid, and keeps its promises."""
 
 from __future__ import annotations
 
@@ -7,80 +7,103 @@ import re
 import shutil
 import subprocess
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from minipc import artifacts
-from minipc.config.load import group_data
-from minipc.paths import ROOT
-from minipc.yaml_text import LOADER
+from minipc.cli import service_render
+from minipc.core.yaml_text import LOADER
+from minipc.gitops import contract, deploy_files, policy
+from minipc.gitops.deploy_files import Version
+from minipc.gitops.tree import Tree
+from tests.unit.gitops_cluster import SHOP
+from tests.unit.service_files import BOOKINGS, TINY, service, settings
 
 KUBERNETES = "1.36"
-ENVIRONMENTS = ["lab", "production"]
+ENVIRONMENT = "production"
+ADDRESS = "ssh://git@example.org/deploy.git"
+DIGEST = "sha256:" + "e" * 64
+BOOKED, SMALL = service(BOOKINGS), service(TINY)
+SERVICES = (BOOKED, SHOP, SMALL)
+VERSIONS = {
+    "bookings": Version("ghcr.io/you/bookings", "", DIGEST, "v2.2.9"),
+    "shop": Version("minipc.local/shop", "abc", DIGEST, "abc"),
+    "tiny": Version("registry.example/tiny", "1", DIGEST, "1"),
+}
 
 
-@cache
-def rendered(path: str) -> list[dict[str, Any]]:
-    """The objects of a kustomization of the deploy repository, as ArgoCD would build them."""
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    return deploy_files.whole(SERVICES, ENVIRONMENT, ADDRESS, "main", VERSIONS, {"argocd/install.yaml": b"x: 1\n"})
+
+
+@pytest.fixture(scope="module")
+def built(files, tmp_path_factory):
+    """Return a function that builds a folder of the deploy repository as ArgoCD would."""
     if shutil.which("kustomize"):
         command = ["kustomize", "build"]
     elif shutil.which("kubectl"):
         command = ["kubectl", "kustomize"]
     else:
         pytest.skip("NOT EXERCISED: neither kustomize nor kubectl is installed (apt-get install kustomize)")
-    done = subprocess.run([*command, ROOT / "gitops" / path], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "deprecated" not in done.stderr
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
+    root = tmp_path_factory.mktemp("deploy")
+    write(root, files)
+
+    @cache
+    def build(path: str) -> list[dict[str, Any]]:
+        done = subprocess.run([*command, root / path], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "deprecated" not in done.stderr
+        return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+    return build
 
 
-@pytest.fixture(params=ENVIRONMENTS)
-def environment(request) -> str:
+def write(root: Path, files: dict[str, bytes]) -> None:
+    for path, content in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+
+
+@pytest.fixture(params=[each.name for each in SERVICES])
+def name(request) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def workload(environment) -> list[dict[str, Any]]:
-    return rendered(f"workload/overlays/{environment}")
-
-
-@pytest.fixture
-def root(environment) -> list[dict[str, Any]]:
-    return rendered(f"root/{environment}")
-
-
-def one(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
-    (found,) = [each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name)]
-    return found
+def objects(built, name) -> list[dict[str, Any]]:
+    return built(f"{name}/{ENVIRONMENT}")
 
 
 def templates(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {each["metadata"]["name"]: each["spec"]["template"] for each in objects if "template" in each["spec"]}
+    found = {}
+    for each in objects:
+        spec = each["spec"]["jobTemplate"]["spec"] if each["kind"] == "CronJob" else each["spec"]
+        if "template" in spec:
+            found[each["metadata"]["name"]] = spec["template"]
+    return found
 
 
-def phase(each: dict[str, Any]) -> str:
-    annotations = each["metadata"].get("annotations", {})
-    return annotations.get("argocd.argoproj.io/hook") or annotations.get("argocd.argoproj.io/sync-wave", "0")
-
-
-def test_every_object_is_valid_for_the_pinned_minor(workload):
-    assert len(workload) >= 8
-    for each in workload:
+def test_every_object_is_valid_for_the_pinned_minor(objects):
+    assert objects
+    for each in objects:
         kubernetes_validate.validate(each, KUBERNETES, strict=True)
 
 
-def test_a_wrong_field_would_be_noticed(workload):
-    wrong = json.loads(json.dumps(workload[0])) | {"bogus": 1}
+def test_a_wrong_field_would_be_noticed(objects):
+    wrong = json.loads(json.dumps(objects[0])) | {"bogus": 1}
     with pytest.raises(kubernetes_validate.ValidationError, match="bogus"):
         kubernetes_validate.validate(wrong, KUBERNETES, strict=True)
 
 
 def test_the_schemas_are_those_of_the_pinned_k3s():
-    pinned = artifacts.default_store(lambda: pytest.fail("nothing is fetched")).catalogue.item("k3s", "amd64").version
+    pinned = artifacts.default_store().catalogue.find("k3s", "amd64").version
     assert pinned.startswith(f"v{KUBERNETES}.")
 
 
@@ -100,137 +123,109 @@ def argocd_schemas() -> dict[str, Any]:
     return schemas
 
 
-def test_applications_are_what_argocd_accepts(root):
+def test_applications_are_what_argocd_accepts(built):
+    root = built(f"root/{ENVIRONMENT}")
     assert {each["kind"] for each in root} == set(argocd_schemas())
     for each in root:
         jsonschema.validate(each, argocd_schemas()[each["kind"]])
 
 
-def test_phases_go_migrate_core_workers_smoke(workload):
-    assert {each["metadata"]["name"]: phase(each) for each in workload if "template" in each["spec"]} == {
-        "migrate": "PreSync",
-        "api": "1",
-        "ingest": "2",
-        "forecast": "2",
-        "push": "2",
-        "smoke": "PostSync",
-    }
+def test_what_is_rendered_is_allowed_and_keeps_the_contract(built):
+    assert list(policy.violations("root", built(f"root/{ENVIRONMENT}"), ADDRESS)) == []
+    for each in SERVICES:
+        found = built(f"{each.name}/{ENVIRONMENT}")
+        assert list(policy.violations(each.name, found, ADDRESS)) == []
+        assert list(contract.violations(each, found)) == []
 
 
-def test_nothing_that_a_hook_needs_is_applied_after_it(workload):
-    """A PreSync hook runs before Git's own objects exist: what it refers to must be the machine's."""
-    names = {each["metadata"]["name"] for each in workload}
-    pod = templates(workload)["migrate"]["spec"]
-    volumes = {volume["secret"]["secretName"] for volume in pod["volumes"]}
-    sources = {source["secretRef"]["name"] for source in pod["containers"][0].get("envFrom", [])}
-    assert volumes | sources == {"workload"}
-    assert "workload" not in names
-    assert not pod.get("serviceAccountName")
+def test_the_repository_is_closed(files):
+    assert Tree(dict.fromkeys(files, "100644"), files).problems() == []
 
 
-def test_pods_are_restricted(workload):
-    """Pod Security Standard `restricted`, and what it doesn't ask for: a read-only root, no token."""
-    for name, template in templates(workload).items():
-        pod = template["spec"]
-        assert pod["automountServiceAccountToken"] is False, name
-        assert pod["securityContext"]["runAsNonRoot"] is True, name
-        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
-        assert all(set(volume) - {"name"} <= {"secret", "emptyDir", "configMap"} for volume in pod["volumes"]), name
-        for container in [*pod["containers"], *pod.get("initContainers", [])]:
-            assert container["securityContext"] == {
-                "allowPrivilegeEscalation": False,
-                "readOnlyRootFilesystem": True,
-                "capabilities": {"drop": ["ALL"]},
-            }, name
+def test_each_service_has_a_project_and_an_application_that_a_person_syncs(built):
+    root = built(f"root/{ENVIRONMENT}")
+    found = {each["metadata"]["name"]: each["spec"] for each in root if each["kind"] == "Application"}
+    assert set(found) == {each.name for each in SERVICES}
+    for name, spec in found.items():
+        assert "automated" not in spec["syncPolicy"]
+        assert spec["source"]["path"] == f"{name}/{ENVIRONMENT}"
 
 
-def test_pods_say_what_they_need(workload):
-    for name, template in templates(workload).items():
-        for container in template["spec"]["containers"]:
-            assert set(container["resources"]["requests"]) == {"cpu", "memory"}, name
-            assert "memory" in container["resources"]["limits"], name
+def test_one_release_is_written_in_one_place(objects, name):
+    version = VERSIONS[name]
+    wanted = f"{version.repository}:{version.tag}" if version.tag else f"{version.repository}@{version.digest}"
+    for template in templates(objects).values():
+        assert template["spec"]["containers"][0]["image"] == wanted
+        annotations = template["metadata"]["annotations"]
+        assert annotations["org.opencontainers.image.revision"] == version.name
+        assert annotations["minipc.local/image-digest"] == DIGEST
 
 
-def test_the_api_is_replaced_without_a_gap(workload):
-    api = one(workload, "Deployment", "api")["spec"]
-    assert api["replicas"] >= 2
-    assert api["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
-    assert api["progressDeadlineSeconds"] == 30
-    pod = api["template"]["spec"]
-    (container,) = pod["containers"]
-    stop = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    # The API finishes requests for at most 15 s after SIGTERM.
-    assert pod["terminationGracePeriodSeconds"] > stop + 15
-    # Whoever asks every two seconds has noticed long before the pod stops listening.
-    probe = container["readinessProbe"]
-    assert stop > probe["periodSeconds"] * 2
-    assert container["startupProbe"]["httpGet"]["path"] == "/api/readyz"
-    assert container["startupProbe"]["failureThreshold"] * container["startupProbe"]["periodSeconds"] > 30
-    assert {container[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")} == {"/api/livez"}
-    budget = one(workload, "PodDisruptionBudget", "api")["spec"]
-    assert budget["minAvailable"] < api["replicas"]
-    assert budget["selector"] == api["selector"]
+def test_no_secret_is_in_git(built):
+    for each in SERVICES:
+        assert not [found for found in built(f"{each.name}/{ENVIRONMENT}") if found["kind"] == "Secret"]
 
 
-def test_workers_never_run_twice(workload):
-    for name in ("ingest", "forecast", "push"):
-        worker = one(workload, "Deployment", name)["spec"]
-        assert (worker["replicas"], worker["strategy"]["type"]) == (1, "Recreate")
-        assert worker["template"]["spec"]["containers"][0]["args"] == ["worker", name]
+def test_a_service_that_was_never_released_is_not_synced(files):
+    version = yaml.safe_load(deploy_files.release(BOOKED, None))
+    assert version["images"] == [{"name": "ghcr.io/you/bookings", "newTag": "not-released"}]
 
 
-def test_selectors_find_their_pods_and_no_others(workload):
-    selectors = {
-        each["metadata"]["name"]: each["spec"]["selector"]["matchLabels"]
-        for each in workload
-        if each["kind"] == "Deployment"
-    }
-    selectors["api service"] = one(workload, "Service", "api")["spec"]["selector"]
-    for name, selector in selectors.items():
-        found = [
-            each for each, pod in templates(workload).items() if selector.items() <= pod["metadata"]["labels"].items()
-        ]
-        assert found == [name.split()[0]]
-        # A selector can't be changed: nothing in it may differ from release to release.
-        assert set(selector) == {"app.kubernetes.io/name", "app.kubernetes.io/component"}
+def test_without_services_there_is_a_folder_for_argocd():
+    found = deploy_files.whole((), ENVIRONMENT, ADDRESS, "main", {}, {})
+    assert list(found) == [f"root/{ENVIRONMENT}/README.md"]
 
 
-def test_one_release_is_written_in_one_place(workload, environment):
-    directory = ROOT / f"gitops/workload/overlays/{environment}/release"
-    assert [path.name for path in directory.iterdir()] == ["kustomization.yaml"]
-    release = yaml.safe_load((directory / "kustomization.yaml").read_text())
-    image = release["images"][0]
-    for name, template in templates(workload).items():
-        assert template["spec"]["containers"][0]["image"] == f"{image['newName']}:{image['newTag']}", name
-        assert release["commonAnnotations"].items() <= template["metadata"]["annotations"].items(), name
-    assert set(release["commonAnnotations"]) == {"org.opencontainers.image.revision", "minipc.local/image-digest"}
+def test_own_manifests_are_not_written():
+    own = BOOKED.model_copy(update={"manifests": "own"})
+    assert deploy_files.of_service(own, ENVIRONMENT) == {}
 
 
-def test_settings_are_those_of_the_machine(workload, environment):
-    values = group_data(environment)
-    (port,) = one(workload, "Service", "api")["spec"]["ports"]
-    assert port["nodePort"] == values["workload_port"]
-    assert values["edge_upstream"] is None, "the door follows workload_port"
-    for name, worker_port in values["workload_metrics_ports"].items():
-        (container,) = templates(workload)[name]["spec"]["containers"]
-        assert container["ports"][0]["containerPort"] == worker_port
-    for template in templates(workload).values():
-        names = [each["name"] for each in template["spec"]["containers"][0]["env"]]
-        assert len(names) == len(set(names))
+# --- minipc service render -------------------------------------------------------------------------------------------
 
 
-def test_no_secret_is_in_git_and_argocd_may_not_put_one(root, workload):
-    assert not [each for each in [*root, *workload] if each["kind"] == "Secret"]
-    project = one(root, "AppProject", "workload")["spec"]
-    assert {"group": "", "kind": "Secret"} in project["namespaceResourceBlacklist"]
-    assert project["clusterResourceWhitelist"] == []
-    assert [each["namespace"] for each in project["destinations"]] == ["workload"]
+@pytest.fixture
+def render(monkeypatch):
+    def run(*argv: str, services=SERVICES) -> str:
+        found = settings(*services)
+        values = found.model_dump()
+        values["argocd"] |= {"repository": ADDRESS, "known_hosts": ["example.org ssh-ed25519 AAAA"]}
+        target = type("Target", (), {"settings": type(found).model_validate(values), "alias": "mini"})()
+        monkeypatch.setattr(service_render, "the_target", lambda *_: target)
+        monkeypatch.setattr(service_render, "offsite_target", lambda *_: None)
+        done = CliRunner().invoke(service_render.render, [*argv], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return run
 
 
-def test_a_release_is_synced_by_a_person(root, environment):
-    application = one(root, "Application", "workload")["spec"]
-    assert "automated" not in application["syncPolicy"]
-    assert application["source"]["path"] == f"workload/overlays/{environment}"
-    assert application["source"]["repoURL"] in one(root, "AppProject", "workload")["spec"]["sourceRepos"]
-    assert (ROOT / "gitops" / application["source"]["path"]).is_dir()
+def test_it_writes_into_a_clone_what_differs_and_only_that(render, tmp_path):
+    first = render("--into", str(tmp_path))
+    assert "written  bookings/production/web.yaml" in first
+    assert "written  root/production/tiny.application.yaml" in first
+    assert "nothing to do" in render("--into", str(tmp_path))
+
+
+def test_the_version_that_runs_is_not_touched(render, tmp_path):
+    render("--into", str(tmp_path))
+    path = tmp_path / "bookings/production/release/kustomization.yaml"
+    path.write_bytes(deploy_files.release(BOOKED, VERSIONS["bookings"]))
+    (tmp_path / "bookings/production/web.yaml").unlink()
+    assert render("--into", str(tmp_path)) == "written  bookings/production/web.yaml\n"
+    assert b"v2.2.9" in path.read_bytes()
+
+
+def test_what_is_gone_from_the_service_files_is_removed(render, tmp_path):
+    render("--into", str(tmp_path))
+    processes = {name: each for name, each in BOOKED.processes.items() if name != "worker"}
+    said = render("--into", str(tmp_path), services=(BOOKED.model_copy(update={"processes": processes}), SMALL))
+    assert "removed  bookings/production/worker.yaml" in said
+    assert "removed  root/production/shop.application.yaml" in said
+    assert not [path for path in (tmp_path / "shop").rglob("*") if path.is_file()], "its manifests go, too"
+    assert "written  root/production/kustomization.yaml" in said
+
+
+def test_without_a_folder_it_prints_the_manifests(render):
+    text = render("tiny")
+    assert [each["kind"] for each in yaml.safe_load_all(text)] == ["Kustomization", "Deployment"]

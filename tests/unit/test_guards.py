@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from minipc.config import load
-from minipc.errors import EXIT_REFUSED, RefusedError
-from minipc.facts.machine import Admission, MachineAdmission
-from minipc.guards import NEEDED_MB, admit, refuse_lockout, replaced_keys
+from minipc.core.errors import EXIT_REFUSED, RefusedError
+from minipc.pyinfra_ext.facts.machine import Admission, MachineAdmission
+from minipc.pyinfra_ext.guards import NEEDED_MB, admit, refuse_lockout, replaced_keys
 
 OURS = Admission(identity="id-1", user="root", version="13", free_mb=NEEDED_MB)
 
@@ -21,8 +21,8 @@ def test_our_machine_is_admitted():
 @pytest.mark.parametrize(
     ("pinned", "found", "told"),
     [
-        (None, OURS, "pins no machine identity"),
-        ("id-1", replace(OURS, identity=None), "never adopted"),
+        (None, OURS, "does not pin an identity"),
+        ("id-1", replace(OURS, identity=None), "was not adopted"),
         ("id-2", OURS, "this is another machine: its identity is id-1, the inventory pins id-2"),
         ("id-1", replace(OURS, user="ops"), "logged in as ops"),
         ("id-1", replace(OURS, version="12"), "Debian 13 is needed, the machine has 12"),
@@ -70,9 +70,12 @@ def test_settings_that_let_us_in_again_are_admitted(settings, found):
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        (replace(CAME, client="192.168.1.9"), r"you come from 192\.168\.1\.9, .* none of firewall_operator_networks"),
-        (replace(CAME, port=2200), r"your SSH is on port 2200, which is not in firewall_operator_tcp \(22\)"),
-        (replace(CAME, interface="public0"), r"through public0, .* none of firewall_operator_interfaces \(operator0\)"),
+        (
+            replace(CAME, client="192.168.1.9"),
+            r"you connect from 192\.168\.1\.9, .* neither in firewall_operator_networks",
+        ),
+        (replace(CAME, port=2200), r"your SSH connection uses port 2200, which is not in firewall_operator_tcp \(22\)"),
+        (replace(CAME, interface="public0"), r"uses public0, .* not in firewall_operator_interfaces \(operator0\)"),
         (replace(CAME, interface=""), "an unknown interface"),
     ],
 )

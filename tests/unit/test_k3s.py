@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,35 +14,40 @@ import bcrypt
 import pytest
 import yaml
 
-from minipc.argocd import manifest
 from minipc.config import load
-from minipc.errors import ConfigError, MinipcError
-from minipc.facts.k3s import ClusterNode, InterfaceOf, Node, ObjectsDiffer, PartsReady, hash_of
-from minipc.lab import inventory
-from minipc.lab.machine import Machine
-from minipc.lab.nspawn import capability_options
-from minipc.operations.files import File, render
-from minipc.paths import ROOT
+from minipc.core.errors import ConfigError, MinipcError
+from minipc.core.paths import ROOT
+from minipc.gitops import argocd_manifest
+from minipc.pyinfra_ext.facts import images as facts
+from minipc.pyinfra_ext.facts.k3s import ClusterNode, InterfaceOf, Node, ObjectsDiffer, PartsReady, hash_of
+from minipc.pyinfra_ext.operations.files import File, render
 from minipc.secrets import Secret
 from minipc.secrets.hashing import hashed
+from rehearsal.lab import inventory
+from rehearsal.lab.machine import Machine
+from rehearsal.lab.nspawn import capability_options
 
 GHCR = {"name": "ghcr", "host": "ghcr.io", "username": "you"}
 SETTINGS = load("lab", host_operator_keys=[], k3s_registries=[GHCR])
 VALUES = {
-    "workload": load("lab", host_operator_keys=[], workload_runtime="k3s").workload,
+    "services": load("lab", host_operator_keys=[], services_runtime="k3s").services,
     "k3s": SETTINGS.k3s,
     "argocd": SETTINGS.argocd,
     "node_name": "minipc",
     "node_interface": None,
     "server": "10.77.0.10",
-    "node_port": manifest.NODE_PORT,
+    "encrypted": True,
+    "pod_port": 51871,
+    "node_port": argocd_manifest.NODE_PORT,
     "names": ["10.77.0.10", "fd77::10"],
     "registries": SETTINGS.k3s.registries,
     "passwords": {"ghcr": Secret("k3s.registry.ghcr", "opensesame")},
     "address": "10.88.0.1",
     "address_type": "IPv4",
-    "services": {"postgres": 5432, "redis": 6379},
+    "data_ports": {"postgres": 5432, "redis": 6379},
     "repository": "ssh://git@10.0.0.1:2222/deploy.git",
+    "repository_port": 2222,
+    "repository_addresses": [(4, "198.51.100.1", 2222), (6, "fd00::1", 2222)],
     "known_hosts": ["[10.0.0.1]:2222 ssh-ed25519 AAAA"],
 }
 YAML = [
@@ -146,7 +154,7 @@ def test_a_machine_for_k3s_runs_k3s_and_its_off_site_machine_hosts_the_repositor
     ]
     monkeypatch.setattr(inventory, "load_all", lambda: made)
     hosts = dict(inventory.lab_hosts())
-    assert {name for name, data in hosts.items() if data.get("workload_runtime") == "k3s"} == {"a", "a-2"}
+    assert {name for name, data in hosts.items() if data.get("services_runtime") == "k3s"} == {"a", "a-2"}
     assert (hosts["offsite-a"]["offsite_deploy_repository"], hosts["offsite-b"]["offsite_deploy_repository"]) == (
         True,
         False,
@@ -195,7 +203,7 @@ def test_a_node_is_ready_when_it_says_so():
     ],
 )
 def test_a_node_is_waited_for_until_it_runs_the_program_in_use(monkeypatch, node, waits):
-    from minipc.operations import k3s
+    from minipc.pyinfra_ext.operations import k3s
 
     monkeypatch.setattr(k3s.context, "host", SimpleNamespace(get_fact=lambda fact, **_: node))
     assert bool(list(k3s.node_ready._inner(node="mini", program="/p/k3s-v1"))) == waits
@@ -205,6 +213,43 @@ def test_the_interface_of_an_address():
     line = "3: lan    inet 10.0.0.1/24 brd 10.0.0.255 scope global lan\\       valid_lft forever preferred_lft forever"
     assert InterfaceOf().process([line]) == "lan"
     assert InterfaceOf().process([]) == ""
+
+
+def archive(path: Path, names: list[str], *, oci: bool) -> None:
+    if oci:
+        entries = [{"annotations": {"org.opencontainers.image.ref.name": name}} for name in names]
+        content = ("index.json", {"manifests": entries})
+    else:
+        content = ("manifest.json", [{"RepoTags": [name]} for name in names])
+    text = json.dumps(content[1]).encode()
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo(content[0])
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text))
+
+
+def test_an_archive_with_an_image_that_containerd_has_lost_is_named(tmp_path):
+    images, program = tmp_path / "images", tmp_path / "k3s"
+    images.mkdir()
+    archive(images / "argocd.tar", ["quay.io/argocd:v3", "redis:8"], oci=False)
+    archive(images / "service-shop.tar", ["minipc.local/shop:1"], oci=True)
+    command = facts.ArchivesNotImported().command()
+    command = command.replace(facts.K3S_IMAGES, str(images)).replace(facts.PROGRAM, str(program))
+
+    def lost(*there: str, answers: bool = True) -> list[str]:
+        lines = "".join(f"echo {name}\n" for name in there)
+        program.write_text(f"#!/bin/sh\n{lines}exit {0 if answers else 1}\n")
+        program.chmod(0o755)
+        printed = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
+        return [Path(line).name for line in printed.splitlines()]
+
+    assert lost("quay.io/argocd:v3", "redis:8", "minipc.local/shop:1") == []
+    assert lost("quay.io/argocd:v3", "redis:8", "minipc.local/shop:12") == ["service-shop.tar"]
+    assert lost("quay.io/argocd:v3") == ["argocd.tar", "service-shop.tar"]
+    assert lost(answers=False) == [], "nothing is known then"
+    assert facts.ArchivesNotImported().process([f"{facts.K3S_IMAGES}/argocd.tar", "noise"]) == [
+        f"{facts.K3S_IMAGES}/argocd.tar"
+    ]
 
 
 def test_objects_are_the_same_only_when_the_cluster_says_so():
@@ -262,7 +307,7 @@ def upstream(tmp_path: Path) -> Path:
 
 
 def test_what_one_person_does_not_need_and_what_is_not_for_git_is_left_out(upstream):
-    text = manifest.render(upstream).decode()
+    text = argocd_manifest.render(upstream).decode()
     for name in ("dex", "notifications", "argocd-secret", "known-hosts"):
         assert name not in text
     assert "applications.argoproj.io" in text
@@ -270,33 +315,33 @@ def test_what_one_person_does_not_need_and_what_is_not_for_git_is_left_out(upstr
 
 def test_images_are_never_pulled_when_they_are_there_and_memory_is_bounded(upstream):
     documents = {
-        (each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(manifest.render(upstream))
+        (each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(argocd_manifest.render(upstream))
     }
-    for name in manifest.RESOURCES:
+    for name in argocd_manifest.RESOURCES:
         kind = "StatefulSet" if "controller" in name else "Deployment"
         pod = documents[kind, name]["spec"]["template"]["spec"]
         assert {each["imagePullPolicy"] for each in pod["containers"] + pod["initContainers"]} == {"IfNotPresent"}
         assert "memory" in pod["containers"][0]["resources"]["limits"]
     ports = documents["Service", "argocd-server"]["spec"]["ports"]
-    assert ports == [{"port": 443, "targetPort": 8080, "nodePort": manifest.NODE_PORT}]
+    assert ports == [{"port": 443, "targetPort": 8080, "nodePort": argocd_manifest.NODE_PORT}]
     settings = documents["ConfigMap", "argocd-cm"]
     assert settings["metadata"]["namespace"] == "argocd"
-    assert settings["data"] == {"kept": "1", **manifest.SETTINGS}
+    assert settings["data"] == {"kept": "1", **argocd_manifest.SETTINGS}
     assert "namespace" not in documents["ClusterRole", "argocd-server"]["metadata"]
 
 
 def test_rendering_is_repeatable(upstream):
-    assert manifest.render(upstream) == manifest.render(upstream)
+    assert argocd_manifest.render(upstream) == argocd_manifest.render(upstream)
 
 
 def test_another_file_is_refused(tmp_path):
     path = tmp_path / "install.yaml"
     path.write_text("kind: ConfigMap\nmetadata: {name: a}\n")
-    with pytest.raises(MinipcError, match="lacks argocd-application-controller"):
-        manifest.render(path)
+    with pytest.raises(MinipcError, match="does not contain argocd-application-controller"):
+        argocd_manifest.render(path)
     path.write_text("{")
     with pytest.raises(MinipcError, match="not ArgoCD's manifest"):
-        manifest.render(path)
+        argocd_manifest.render(path)
 
 
 def test_the_password_is_a_bcrypt_hash_and_the_same_each_time():

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from minipc.errors import MissingPrerequisiteError
-from minipc.lab import apt_sources
-from minipc.lab.apt_sources import (
+from minipc.core.errors import MissingPrerequisiteError
+from minipc.images import apt_sources
+from minipc.images.apt_sources import (
     Mirrors,
     Source,
     choose_mirrors,
@@ -80,7 +80,7 @@ def test_a_controller_without_security_mirror() -> None:
     assert "security" not in render_deb822(mirrors, "trixie")
 
 
-def test_no_mirror_names_the_way_out() -> None:
+def test_without_a_mirror_the_error_names_the_variable() -> None:
     with pytest.raises(MissingPrerequisiteError, match="MINIPC_LAB_MIRROR"):
         choose_mirrors([], "bookworm")
 
@@ -104,20 +104,20 @@ def test_both_kinds_of_files_are_read(tmp_path: Path) -> None:
     ]
 
 
-def test_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_have_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apt_sources, "apt_proxy", lambda: None)
     monkeypatch.setenv("MINIPC_LAB_MIRROR", "http://mine.example/debian")
     assert apt_sources.controller_mirrors() == Mirrors("http://mine.example/debian", None, None)
 
 
-def test_what_is_rendered_is_read_back() -> None:
+def test_rendered_sources_are_read_back() -> None:
     text = render_deb822(Mirrors("http://m.example/debian", "http://s.example/security"), "trixie")
     main, security = parse_deb822(text)
     assert main.suites == ("trixie", "trixie-updates")
     assert security.suites == ("trixie-security",)
 
 
-def test_ports_in_addresses_are_let_through() -> None:
+def test_ports_of_mirrors_are_admitted() -> None:
     mirrors = Mirrors("http://m.example:8080/debian", None, "http://proxy.example:3142")
     assert mirrors.web_ports == {80, 443, 8080, 3142}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minipc.lab import debs
+from rehearsal.lab import debs
 
 STATUS = """\
 Package: redis-server
@@ -46,7 +46,7 @@ def test_no_layer_without_packages() -> None:
     assert debs.layer_of("mini") is None
 
 
-def test_a_layer_holds_the_packages_and_nothing_else(cache: Path) -> None:
+def test_a_layer_contains_only_the_packages(cache: Path) -> None:
     package(cache, "a_1_all.deb")
     (cache / ".b.deb.new").write_text("half")
     layer = debs.make_layer("mini")
@@ -79,14 +79,14 @@ def test_only_packages_are_harvested(cache: Path, tmp_path: Path) -> None:
     assert [path.name for path in cache.iterdir()] == ["a_1_all.deb"]
 
 
-def test_what_is_unused_for_long_goes(cache: Path) -> None:
+def test_packages_unused_for_long_are_removed(cache: Path) -> None:
     package(cache, "old_1_all.deb", age_days=61)
     package(cache, "new_1_all.deb", age_days=59)
     debs.prune(cache, now=1e9)
     assert [path.name for path in cache.glob("*.deb")] == ["new_1_all.deb"]
 
 
-def test_the_longest_unused_go_when_the_cache_is_full(cache: Path) -> None:
+def test_the_least_recently_used_packages_are_removed_from_a_full_cache(cache: Path) -> None:
     for age in (1, 3, 2):
         package(cache, f"p{age}_1_all.deb", size=100, age_days=age)
     debs.prune(cache, now=1e9, max_bytes=250)

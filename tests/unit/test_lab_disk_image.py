@@ -8,9 +8,10 @@ import tarfile
 
 import pytest
 
-from minipc.lab import disk_image, identity, network
-from minipc.lab.apt_sources import Mirrors
-from minipc.lab.machine import Machine
+from minipc.images import disk_image
+from minipc.images.apt_sources import Mirrors
+from rehearsal.lab import identity, network
+from rehearsal.lab.machine import Machine
 
 MIRRORS = Mirrors("http://mirror.lan/debian", None)
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJaZ0b2Yt7mJcRrHq3sQx3u2Tn0f7cVg5rJ1WwqkXo2b lab"
@@ -32,7 +33,7 @@ def test_the_partitions_fit_into_the_image():
     assert end <= (disk_image.IMAGE_MIB - 1) * disk_image.MIB, "GPT keeps its backup in the last sectors"
 
 
-def test_the_scripts_are_shell(tmp_path):
+def test_the_scripts_are_valid_shell(tmp_path):
     script = disk_image.customise("0" * 8, tmp_path)
     assert "@" not in script.replace("minipc-failed@", "")
     for text in (script, disk_image.FIRST_BOOT_PROGRAM):
@@ -40,7 +41,7 @@ def test_the_scripts_are_shell(tmp_path):
         assert done.returncode == 0, done.stderr
 
 
-def test_an_identity_is_packed_as_roots_and_with_its_modes():
+def test_an_identity_is_packed_with_root_as_owner_and_its_modes():
     packed = disk_image.pack({"etc/hostname": ("mini\n", 0o644), "etc/ssh/key": ("secret", 0o600)})
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         found = {member.name: (member.mode, member.uid, tar.extractfile(member).read()) for member in tar}
@@ -69,7 +70,7 @@ def test_a_machine_gets_its_own_keys_and_addresses(machine):
     assert "Gateway=" not in files["etc/systemd/network/10-operator0.network"][0]
 
 
-def test_interfaces_are_named_by_the_address_their_hardware_has(machine):
+def test_interfaces_are_named_by_hardware_address(machine):
     link = identity.render_link(machine, network.PUBLIC)
     assert f"PermanentMACAddress={network.PUBLIC.mac_of(13)}" in link
     assert "Name=public0" in link

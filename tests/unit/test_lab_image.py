@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from minipc.lab import image
-from minipc.lab.apt_sources import Mirrors
+from minipc.images import debian_root
+from minipc.images.apt_sources import Mirrors
 
 MIRRORS = Mirrors("http://m.example/debian", "http://s.example/security")
 
 
 def key(mirrors: Mirrors = MIRRORS, architecture: str = "amd64") -> str:
-    return image.inputs_hash(mirrors, architecture=architecture)
+    return debian_root.inputs_hash(mirrors, architecture=architecture)
 
 
 def test_the_same_inputs_give_the_same_image() -> None:
@@ -25,7 +25,7 @@ def test_the_same_inputs_give_the_same_image() -> None:
 )
 def test_every_input_changes_the_image(attribute: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
     before = key()
-    monkeypatch.setattr(image, attribute, value)
+    monkeypatch.setattr(debian_root, attribute, value)
     assert key() != before
 
 

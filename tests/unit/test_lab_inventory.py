@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from minipc.config import load
-from minipc.lab import inventory
-from minipc.lab.machine import Machine
+from minipc.core.environment import PRODUCTION
+from rehearsal.lab import inventory
+from rehearsal.lab.machine import Machine
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJaZ0b2Yt7mJcRrHq3sQx3u2Tn0f7cVg5rJ1WwqkXo2b lab"
 
@@ -38,17 +39,17 @@ def test_every_machine_has_valid_settings_and_its_off_site_machine(group, monkey
     assert offsite.firewall.public_tcp == [
         offsite.offsite.sftp_port,
         offsite.offsite.rest_port,
-        offsite.watcher.ping_port,
+        offsite.watcher.port,
     ]
 
 
 @pytest.mark.parametrize("group", ["", "production"])
-def test_an_agent_belongs_to_the_machine_it_is_named_after_and_has_no_public_door(group, monkeypatch):
+def test_an_agent_belongs_to_the_machine_in_its_name_and_has_no_ingress(group, monkeypatch):
     if group:
         monkeypatch.setenv("MINIPC_REHEARSE_AS", group)
     hosts = {name: settings(data) for name, data in inventory.lab_hosts()}
     agent = hosts["agent-mini"]
-    assert (agent.host.name, agent.k3s.server, agent.workload.runtime) == ("agent-mini", "mini", "k3s")
+    assert (agent.host.name, agent.k3s.server, agent.services.runtime) == ("agent-mini", "mini", "k3s")
     assert (agent.firewall.public_tcp, agent.firewall.public_udp, agent.firewall.operator_tcp) == ([], [], [22])
     assert agent.firewall.operator_access == "networks"
     # Where the others reach them: the operator's side.
@@ -56,7 +57,7 @@ def test_an_agent_belongs_to_the_machine_it_is_named_after_and_has_no_public_doo
     assert (hosts["mini"].k3s.server, hosts["other"].k3s.node_ip) == (None, None)
 
 
-def test_standing_for_production_keeps_productions_values_but_those_the_lab_needs():
-    named = {each.key for each in inventory.overrides("production")}
-    assert {"environment", "edge_acme", "workload_runtime"} <= named <= set(inventory.NEEDED_IN_LAB)
-    assert inventory.stand_in_data("production")["redis_maxmemory_mb"] == 256
+def test_production_in_the_lab_keeps_its_values_except_those_that_the_lab_replaces():
+    named = {each.key for each in inventory.overrides(PRODUCTION)}
+    assert {"environment", "edge_acme", "services_runtime"} <= named <= set(inventory.NEEDED_IN_LAB)
+    assert inventory.stand_in_data(PRODUCTION)["redis_maxmemory_mb"] == 256

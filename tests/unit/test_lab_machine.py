@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from minipc.errors import ConfigError
-from minipc.lab.machine import MAX_MACHINES, Machine, ProcessId, check_name, find, free_index, load_all
-from minipc.lab.mounts import UID_COUNT
-from minipc.lab.nspawn import first_uid
+from minipc.core.errors import ConfigError
+from rehearsal.lab.machine import MAX_MACHINES, Machine, ProcessId, check_name, find, free_index, load_all
+from rehearsal.lab.mounts import UID_COUNT
+from rehearsal.lab.nspawn import first_uid
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_a_full_lab_is_an_error() -> None:
         free_index(range(MAX_MACHINES))
 
 
-def test_addresses_follow_from_the_number() -> None:
+def test_addresses_are_derived_from_the_number() -> None:
     machine = a_machine(index=2)
     assert (machine.public_ipv4, machine.public_ipv6) == ("198.51.100.12", "2001:db8:51::c")
     assert machine.operator_ipv4.endswith(".0.12")
@@ -70,7 +70,7 @@ def test_fingerprint_is_what_ssh_keygen_prints(tmp_path: Path) -> None:
     assert machine.host_key_fingerprint == printed.stdout.split()[1]
 
 
-def test_state_survives_being_written_and_read() -> None:
+def test_state_is_written_and_read_back() -> None:
     machine = a_machine()
     machine.owner = machine.process = ProcessId.own()
     machine.memory_mb = 512
@@ -79,7 +79,7 @@ def test_state_survives_being_written_and_read() -> None:
     assert load_all() == [machine]
 
 
-def test_half_written_state_is_no_machine() -> None:
+def test_incomplete_state_is_ignored() -> None:
     machine = a_machine()
     machine.directory.mkdir(parents=True)
     (machine.directory / "machine.json").write_text('{"name": "mi')
@@ -104,7 +104,7 @@ def test_a_zombie_is_not_running() -> None:
         child.wait()
 
 
-def test_machines_are_abandoned_when_their_owner_is_gone_unless_kept() -> None:
+def test_machines_are_abandoned_when_their_owner_has_ended_unless_kept() -> None:
     machine = a_machine()
     machine.owner = ProcessId.own()
     assert not machine.abandoned

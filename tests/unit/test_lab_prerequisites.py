@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from minipc.errors import MissingPrerequisiteError
-from minipc.lab import prerequisites
+from minipc.core.errors import MissingPrerequisiteError
+from rehearsal.lab import prerequisites
 
 
-def test_not_root_is_named_with_all_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_root_the_error_names_everything_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prerequisites.os, "geteuid", lambda: 1000)
     monkeypatch.setattr(prerequisites, "missing_packages", lambda **_: ["mmdebstrap", "nftables"])
     with pytest.raises(MissingPrerequisiteError) as caught:
@@ -17,11 +17,11 @@ def test_not_root_is_named_with_all_that_is_missing(monkeypatch: pytest.MonkeyPa
     assert "run as root and apt-get install mmdebstrap nftables" in caught.value.next_step
 
 
-def test_programs_are_installed_only_when_that_can_help(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_are_not_installed_if_the_kernel_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
     installed: list[str] = []
     monkeypatch.setattr(prerequisites, "missing_support", lambda: ["loop devices"])
     monkeypatch.setattr(prerequisites, "missing_packages", lambda **_: ["nftables"])
-    monkeypatch.setattr(prerequisites, "_install", installed.extend)
+    monkeypatch.setattr(prerequisites.prerequisites, "install", installed.extend)
     with pytest.raises(MissingPrerequisiteError, match="loop devices; package nftables"):
         prerequisites.ensure_prerequisites(install=True)
     assert installed == []

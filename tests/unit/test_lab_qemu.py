@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from minipc.errors import ConfigError
-from minipc.lab import backends, nspawn, qemu
-from minipc.lab.machine import Machine
+from minipc.core.errors import ConfigError
+from rehearsal.lab import backends, nspawn, qemu
+from rehearsal.lab.machine import Machine
 
 
 @pytest.fixture
@@ -50,19 +50,19 @@ def test_emulation_and_kvm(machine):
 
 @pytest.fixture
 def probe(tmp_path, monkeypatch):
-    """`kvm_works` with a QEMU that says or does what the test wants."""
+    """Return a function that runs `kvm_works` with a prepared QEMU."""
 
-    def ask(said: str | None, device: bool = True) -> bool:
+    def ask(output: str | None, device: bool = True) -> bool:
         qemu.kvm_works.cache_clear()
         monkeypatch.setattr(qemu.disk_image, "extract_kernel", lambda disk, folder: folder / "linux")
         monkeypatch.setattr(qemu, "KVM_DEVICE", tmp_path if device else tmp_path / "absent")
 
         def run(argv, timeout, **_):
-            if said is None:
+            if output is None:
                 raise subprocess.TimeoutExpired(argv, timeout)
             console = next(word.removeprefix("file:") for word in argv if word.startswith("file:"))
-            if said:
-                Path(console).write_text(said)
+            if output:
+                Path(console).write_text(output)
 
         monkeypatch.setattr(qemu.subprocess, "run", run)
         try:
@@ -74,12 +74,12 @@ def probe(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "works"),
+    ("console", "works"),
     [("[    0.000000] Linux version 6.12\n", True), ("", False), ("KVM internal error\n", False), (None, False)],
     ids=["it boots", "it dies", "it errs", "it hangs"],
 )
-def test_kvm_is_believed_when_a_kernel_speaks(probe, said, works):
-    assert probe(said) is works
+def test_kvm_works_if_a_kernel_prints_its_version(probe, console, works):
+    assert probe(console) is works
 
 
 def test_without_the_device_nothing_is_started(probe):

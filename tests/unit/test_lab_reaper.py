@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from minipc.errors import MinipcError
-from minipc.lab import reaper
-from minipc.lab.machine import ProcessId
+from minipc.core.errors import MinipcError
+from rehearsal.lab import reaper
+from rehearsal.lab.machine import ProcessId
 
 OWNER = ProcessId(1, 1)
 
 
 @pytest.fixture
 def removal(monkeypatch):
-    """Makes the first so many removals fail; tells how often it was tried."""
+    """Make the first removals fail, and count the attempts."""
     tries: list[ProcessId] = []
 
     def fails(times: int) -> list[ProcessId]:
@@ -35,7 +35,7 @@ def test_it_tries_again(removal):
     assert tries == [OWNER] * 3
 
 
-def test_it_says_so_when_it_never_works(removal):
+def test_it_fails_after_the_last_attempt(removal):
     tries = removal(1000)
     with pytest.raises(MinipcError):
         reaper.remove(OWNER)

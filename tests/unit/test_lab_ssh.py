@@ -5,15 +5,15 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from minipc.lab.machine import Machine
-from minipc.lab.ssh import CONTROL_DIR, render_known_hosts, render_ssh_config
+from rehearsal.lab.machine import Machine
+from rehearsal.lab.ssh import CONTROL_DIR, render_known_hosts, render_ssh_config
 
 MINI = Machine(name="mini", index=0, disk_gb=8, image="/image", host_key="ssh-ed25519 AAAA")
 OTHER = Machine(name="mini-2", index=1, disk_gb=8, image="/image", host_key="ssh-ed25519 BBBB", ssh_port=2222)
 
 
 def resolved(tmp_path: Path, alias: str) -> dict[str, str]:
-    """What `ssh -G` makes of the file."""
+    """Return the options that `ssh -G` reads from the file."""
     config = tmp_path / "ssh config"
     config.write_text(render_ssh_config([MINI, OTHER], tmp_path / "a key", tmp_path / "known hosts"))
     done = subprocess.run(["ssh", "-G", "-F", config, alias], capture_output=True, text=True, check=True, timeout=20)

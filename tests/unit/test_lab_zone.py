@@ -1,4 +1,4 @@
-"""The lab's name server and provider: what a client on the public side would be told."""
+"""Test the lab's DNS zone: name server, provider and their clients."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import struct
 
 import pytest
 
-from minipc.lab import inventory, zone
-from minipc.lab.machine import ProcessId
-from minipc.lab.name_server import Address, answer, serve
+from minipc.core.environment import PRODUCTION
+from rehearsal.doubles.name_server import Address, answer, serve
+from rehearsal.lab import inventory, zone
+from rehearsal.lab.machine import ProcessId
 
 RECORDS = [
     Address("service.example.org", "A", "198.51.100.7", 60),
@@ -24,7 +25,7 @@ def query(name: str, kind: int = 1, number: int = 7) -> bytes:
 
 
 def parsed(response: bytes) -> tuple[int, int, list[bytes]]:
-    """Number, response code, and the addresses, each with its TTL in front."""
+    """Return number, response code, and the addresses, each after its TTL."""
     number, flags, questions, answers, *_ = struct.unpack_from("!6H", response)
     assert flags & 0x8000, "a response"
     rest = response[12:]
@@ -53,7 +54,7 @@ def parsed(response: bytes) -> tuple[int, int, list[bytes]]:
         ("ample.org", 1, 5, None),
     ],
 )
-def test_an_answer_says_what_the_records_say(name, kind, code, content):
+def test_an_answer_contains_the_matching_record(name, kind, code, content):
     number, found_code, found = parsed(answer(query(name, kind), "example.org", RECORDS))
     assert (number, found_code) == (7, code)
     assert [each[4:] for each in found] == ([content] if content else [])
@@ -63,16 +64,16 @@ def test_an_answer_says_what_the_records_say(name, kind, code, content):
 @pytest.mark.parametrize(
     "broken", [query("a.b")[:14], query("a.b")[:20], b"\0" * 12, query("a.b").replace(b"\1a", b"\xc0a")]
 )
-def test_what_is_no_question_is_said_to_be_none(broken):
+def test_a_malformed_query_is_a_format_error(broken):
     _, code, found = parsed(answer(broken, "example.org", RECORDS))
     assert (code, found) == (1, [])
 
 
-def test_less_than_a_header_is_not_answered():
+def test_an_incomplete_header_is_not_answered():
     assert answer(b"\0\7", "example.org", RECORDS) == b""
 
 
-def test_each_question_sees_the_records_as_they_are_then():
+def test_each_query_reads_the_current_records():
     records = [RECORDS[0]]
     server = serve("127.0.0.1", "example.org", lambda: records, port=0)
     try:
@@ -90,7 +91,7 @@ def test_each_question_sees_the_records_as_they_are_then():
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """A zone for `mini`, by this very process."""
+    """Describe a zone for `mini` that this process serves."""
     monkeypatch.setenv("MINIPC_STATE_DIR", str(tmp_path))
     where = {"api_url": "http://198.51.100.2:1/client/v4", "address_url": "http://198.51.100.2:1/cdn-cgi/trace"}
     made = zone.Zone(serves="mini", zone="minipc.test", nameserver="127.77.0.1", process=ProcessId.own(), **where)
@@ -98,24 +99,24 @@ def served(tmp_path, monkeypatch):
     return made
 
 
-def test_a_zone_is_that_of_its_machine_and_of_those_that_take_its_place(served):
+def test_a_zone_belongs_to_its_machine_and_its_replacement(served):
     assert zone.zone_of("mini") == zone.zone_of("mini-2") == served
     assert zone.zone_of("minimal") is zone.zone_of("offsite-mini") is None
 
 
-def test_a_zone_whose_server_is_gone_is_none(served):
+def test_a_zone_without_its_server_is_ignored(served):
     zone.write(zone.Zone(**vars(served) | {"process": ProcessId(served.process.pid, 1)}))
     assert zone.zone_of("mini") is None
 
 
-def test_another_computer_gets_to_know_it(served, tmp_path, monkeypatch):
-    zone.hand_over("mini-2", tmp_path / "elsewhere")
-    monkeypatch.setenv("MINIPC_STATE_DIR", str(tmp_path / "elsewhere"))
+def test_a_zone_is_copied_to_another_state_directory(served, tmp_path, monkeypatch):
+    zone.hand_over("mini-2", tmp_path / "other")
+    monkeypatch.setenv("MINIPC_STATE_DIR", str(tmp_path / "other"))
     assert zone.zone_of("mini-2") == served
 
 
-def test_what_production_had_is_listed_as_replaced(served):
-    replaced = {each.key: each for each in inventory.overrides("production", served)}
+def test_the_replaced_settings_of_production_are_listed(served):
+    replaced = {each.key: each for each in inventory.overrides(PRODUCTION, served)}
     assert replaced["dns_api_url"].used_value == repr(served.api_url)
     assert "nobody's real records" in replaced["dns_provider"].why
 

@@ -7,13 +7,16 @@ import subprocess
 from datetime import datetime, timedelta
 
 import pytest
+import yaml
 
-from minipc.errors import ConfigError, CouldNotVerifyError
+from minipc.cli.logs import seconds
+from minipc.core.errors import ConfigError, CouldNotVerifyError
 from minipc.logs import asking
 from minipc.logs.asking import Question, ask
-from minipc.logs.cli import seconds
 from minipc.logs.entries import Entry, readable
 from minipc.logs.queries import saved_queries, saved_query
+from tests.alert_cases import SHOP
+from tests.unit.service_files import BOOKINGS, service
 
 AT = 1_763_728_000_000_000_000
 
@@ -28,16 +31,18 @@ class Machine:
         class syslog_ng:  # noqa: N801
             loki_url = None
 
-        class workload:  # noqa: N801
-            runtime = "stand-in"
+        class services:  # noqa: N801
+            runtime = "podman"
+            declared = (service(BOOKINGS),)
 
 
 class Cluster(Machine):
     """One where the service runs in K3s."""
 
     class settings(Machine.settings):  # noqa: N801
-        class workload:  # noqa: N801
+        class services:  # noqa: N801
             runtime = "k3s"
+            declared = (service(BOOKINGS),)
 
 
 @pytest.fixture
@@ -114,20 +119,31 @@ def test_a_query_that_counts_gives_numbers(shell):
 
 @pytest.mark.parametrize("bad", ["", "a b", "a;reboot", "$(id)", "x" * 129, "é"])
 def test_a_request_id_is_never_more_than_one(bad):
-    with pytest.raises(ConfigError, match="no request id"):
+    with pytest.raises(ConfigError, match="is not a request id"):
         Question(request_id=bad)
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "a'b", '"', "-u\n"])
 def test_a_service_is_never_more_than_a_name(bad):
-    with pytest.raises(ConfigError, match="no name of a service"):
+    with pytest.raises(ConfigError, match="is not a service name"):
         Question(service=bad)
 
 
-def test_workers_are_asked_by_their_units(shell):
+def test_processes_under_podman_are_asked_by_their_identifiers(shell):
     asked = shell(journal="")
-    ask(Machine, Question(service="push", since_s=60))
-    assert "-u workload-worker@push" in asked[1][0]
+    ask(Machine, Question(service="bookings/worker", since_s=60))
+    ask(Machine, Question(service="bookings", since_s=60))
+    ask(Machine, Question(service="ssh", since_s=60))
+    one, whole, unit = (asked[number][0] for number in (1, 3, 5))
+    assert "-t minipc-bookings-worker" in one
+    assert "minipc-bookings-web" not in one
+    for part in ("web", "worker", "nightly", "migrate"):
+        assert f"-t minipc-bookings-{part}" in whole
+    assert "-u ssh" in unit
+
+
+def test_a_process_of_a_service_is_a_label_of_its_own():
+    assert Question(service="bookings/web").as_logql() == '{service="bookings", process="web"}'
 
 
 def test_in_k3s_the_files_of_the_pods_are_read(monkeypatch, tmp_path):
@@ -135,15 +151,15 @@ def test_in_k3s_the_files_of_the_pods_are_read(monkeypatch, tmp_path):
     now = datetime.now().astimezone()
     old = now - timedelta(hours=2)
     logs = {
-        "workload_api-7d9-x_1/workload/0.log": [
+        "bookings_web-7d9-x_1/web/0.log": [
             f"{old.isoformat()} stdout F too old",
             f"{now.isoformat()} stderr F died",
         ],
-        "workload_api-7d9-x_1/workload/1.log": [
+        "bookings_web-7d9-x_1/web/1.log": [
             now.isoformat() + ' stdout F {"level": "ERROR", "service": "api", "message": "request failed"}',
             "not a line of a container",
         ],
-        "workload_push-5c1-y_2/workload/0.log": [f'{now.isoformat()} stdout F {{"level": "WARN", "service": "push"}}'],
+        "bookings_worker-5c1-y_2/worker/0.log": [f'{now.isoformat()} stdout F {{"level": "WARN", "service": "x"}}'],
         "argocd_api-1_3/server/0.log": [f"{now.isoformat()} stdout F of somebody else"],
     }
     for name, lines in logs.items():
@@ -162,12 +178,13 @@ def test_in_k3s_the_files_of_the_pods_are_read(monkeypatch, tmp_path):
     def told(**question):
         return [(entry.service, entry.level) for entry in ask(Cluster, Question(**question)).entries]
 
-    assert sorted(told(service="api")) == [("api", "error"), ("workload", "info")]
-    assert told(service="api", level="error") == [("api", "error")]
-    assert told(service="push", text="WARN") == [("push", "warn")]
-    assert len(told()) == 3
+    assert sorted(told(service="bookings/web")) == [("bookings/web", "error"), ("bookings/web", "info")]
+    assert told(service="bookings", level="error") == [("bookings/web", "error")]
+    assert told(service="bookings/worker", text="WARN") == [("bookings/worker", "warn")]
+    assert len(told(service="bookings")) == 3
+    assert len(told()) == 4
     assert told(service="ssh") == []
-    (entry,) = ask(Cluster, Question(service="push")).entries
+    (entry,) = ask(Cluster, Question(service="bookings/worker")).entries
     assert entry.at_ns == pytest.approx(now.timestamp() * 1e9, abs=1e3)
 
 
@@ -179,9 +196,9 @@ def test_in_k3s_the_files_of_the_pods_are_read(monkeypatch, tmp_path):
         ({"MESSAGE": None}, "info", "ssh", ""),
         ({"MESSAGE": "x", "_TRANSPORT": "kernel"}, "info", "kernel", "x"),
         (
-            {"MESSAGE": '{"level": "WARN", "service": "api"}', "_SYSTEMD_UNIT": "workload-api.service"},
+            {"MESSAGE": '{"level": "WARN", "service": "api"}', "SYSLOG_IDENTIFIER": "minipc-bookings-web"},
             "warn",
-            "api",
+            "bookings/web",
             '{"level": "WARN", "service": "api"}',
         ),
         ({"MESSAGE": '{"service": "api"}'}, "info", "ssh", '{"service": "api"}'),
@@ -222,20 +239,34 @@ def test_the_saved_queries_are_those_that_are_promised():
     known = saved_queries()
     assert set(known) == {
         "auth-failures",
-        "push-failures",
-        "ingest-errors",
         "errors-by-service",
         "slow-requests",
         "request",
     }
     with pytest.raises(ConfigError, match="did you mean `slow-requests`"):
         saved_query("slow-request")
-    with pytest.raises(ConfigError, match="about one request"):
+    with pytest.raises(ConfigError, match="needs a request id"):
         known["request"].filled(None)
     assert known["request"].filled("abc") == '{service=~".+"} | request_id="abc"'
 
 
 def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "q.yaml").write_text("queries: [{name: Bad}]")
-    with pytest.raises(ConfigError, match=r"q\.yaml can't be read"):
-        saved_queries(tmp_path / "q.yaml")
+    with pytest.raises(ConfigError, match=r"q\.yaml cannot be read"):
+        saved_queries(path=tmp_path / "q.yaml")
+
+
+def test_a_service_brings_its_own_queries(tmp_path):
+    query = {
+        "name": "mail",
+        "question": "Which?",
+        "logql": "{a=~'b'}",
+        "sample": {"service": "s", "level": "i", "line": "x"},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"queries": [query]}))
+    alerts = SHOP.alerts.model_copy(update={"log_queries": "own.yaml"})
+    service = SHOP.model_copy(update={"folder": str(tmp_path), "alerts": alerts})
+    assert list(saved_queries([service])) == [*saved_queries(), "mail"]
+    assert saved_query("mail", [service]).logql == query["logql"]
+    with pytest.raises(ConfigError, match="there is another query 'mail'"):
+        saved_queries([service, service])

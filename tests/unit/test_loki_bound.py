@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import runpy
-import subprocess
-import sys
-
 import pytest
 
-from minipc.paths import ROOT
+from minipc_machine import loki_bound
 
-BOUND = ROOT / "templates/loki/bound.py"
 MB = 1024**2
-
-
-@pytest.fixture(scope="module")
-def retention():
-    return runpy.run_path(str(BOUND))["retention"]
 
 
 @pytest.mark.parametrize(
@@ -32,24 +22,24 @@ def retention():
         (90, 800, 800, 744),  # configured shorter meanwhile
     ],
 )
-def test_what_is_kept_follows_what_is_used(retention, used, age, now, expected):
-    assert retention(used * MB, 100 * MB, age, now, 744) == expected
+def test_what_is_kept_follows_what_is_used(used, age, now, expected):
+    assert loki_bound.retention(used * MB, 100 * MB, age, now, 744) == expected
 
 
 def run(data, max_mb):
-    argv = [sys.executable, str(BOUND), "--data", str(data), "--hours", "744", "--max-mb", str(max_mb)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=True)
+    assert loki_bound.main(["--data", str(data), "--hours", "744", "--max-mb", str(max_mb)]) == 0
 
 
-def test_the_overrides_are_written_and_taken_back(tmp_path):
+def test_the_overrides_are_written_and_taken_back(tmp_path, capsys):
     chunks = tmp_path / "chunks" / "fake" / "a"
     chunks.mkdir(parents=True)
     (chunks / "chunk").write_bytes(b"x" * 3 * MB)
-    done = run(tmp_path, max_mb=1)
+    run(tmp_path, max_mb=1)
     assert "retention_period: 24h" in (tmp_path / "bound.yaml").read_text()
-    assert done.stderr.startswith("<4>"), "a warning in the journal"
+    assert capsys.readouterr().err.startswith("<4>"), "a warning in the journal"
     (chunks / "chunk").unlink()
     for _ in range(20):
-        done = run(tmp_path, max_mb=1)
+        capsys.readouterr()
+        run(tmp_path, max_mb=1)
     assert (tmp_path / "bound.yaml").read_text() == "overrides: {}\n"
-    assert done.stderr == ""
+    assert capsys.readouterr().err == ""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from minipc.paths import ROOT
+from minipc.core.paths import ROOT
+from minipc_machine import clock, metrics, offsite_copy
+from minipc_machine.processes import CommandError
+from minipc_machine.program import FailedError
 
 DAY = 86400
 RETENTION = 30
@@ -61,7 +62,11 @@ class Place:
             (self.repository / SEGMENT.format(number, "a" * 40)).unlink()
 
     def run(self, *arguments):
-        return self.module.main(list(arguments) or ["30", str(RETENTION), str(self.free)])
+        try:
+            return self.module.main(list(arguments) or ["30", str(RETENTION), str(self.free)])
+        except FailedError as error:
+            print(error, file=sys.stderr)
+            return error.code
 
     def names(self, suffix="Z"):
         return sorted(path.name for path in self.copies.glob(f"2*{suffix}"))
@@ -73,18 +78,23 @@ class Place:
         return older
 
     def status(self):
-        return json.loads((self.module.STATE / "status.json").read_text())
+        """What the metrics say: when a copy last succeeded, and what is wrong."""
+        at, trouble = (self.root / "minipc_offsite_copy.prom").read_text().splitlines()[2::3]
+        return {"at": float(at.split()[-1]), "trouble": re.search(r'reason="(.*)"', trouble)[1]}
 
 
 def rsync(argv, **_):
     """What is used of rsync, which the controller may not have; tests/lab has the real one."""
     if argv[0] != "rsync":
-        return subprocess.CompletedProcess(argv, 0)
+        return ""
     source, target = Path(argv[-2]), Path(argv[-1])
     links = [Path(each.partition("=")[2]) for each in argv if each.startswith("--link-dest=")]
-    target.mkdir()
+    skipped = [each.partition("=/")[2].strip("/*") for each in argv if each.startswith("--exclude=/")]
+    target.mkdir(exist_ok=True)
     for path in source.rglob("*"):
         name = path.relative_to(source)
+        if name.parts[0] in skipped:
+            continue
         if path.is_dir() or path.name.endswith(".pgbackrest.tmp"):
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +104,7 @@ def rsync(argv, **_):
             os.link(link, target / name)
         else:
             shutil.copy2(path, target / name)
-    return subprocess.CompletedProcess(argv, 0)
+    return ""
 
 
 def facts(path):
@@ -103,15 +113,18 @@ def facts(path):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("offsite_copy", ROOT / "templates/offsite/offsite_copy.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "offsite_copy", module)
-    spec.loader.exec_module(module)
+    module = offsite_copy
+    monkeypatch.setattr(clock, "CONTAINER", tmp_path)
+    # The copies of these tests have no regular ages.
+    monkeypatch.setattr(clock, "GAP_S", 10**9)
     monkeypatch.setattr(module, "REPOSITORY", tmp_path / "sftp/pgbackrest")
     monkeypatch.setattr(module, "COPIES", tmp_path / "copies")
+    monkeypatch.setattr(module, "RESTIC", tmp_path / "restic/minipc")
+    monkeypatch.setattr(module, "RESTIC_COPIES", tmp_path / "copies/restic")
     monkeypatch.setattr(module, "STATE", tmp_path / "state")
-    monkeypatch.setattr(module, "BETWEEN_LOOKS_S", 0)
-    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=rsync, SubprocessError=subprocess.SubprocessError))
+    monkeypatch.setattr(metrics, "TEXTFILES", tmp_path)
+    monkeypatch.setattr(module, "PAUSE_S", 0)
+    monkeypatch.setattr(module, "run", rsync)
     # Runs follow each other faster than a copy's name can tell.
     ticks = iter(range(1, 10_000))
     monkeypatch.setattr(module.time, "gmtime", lambda *at, real=time.gmtime: real(*(at or [time.time() + next(ticks)])))
@@ -206,6 +219,14 @@ def filled(place, capsys):
     return place
 
 
+def test_a_clock_that_has_jumped_removes_no_copy(filled, monkeypatch, capsys):
+    monkeypatch.setattr(clock, "GAP_S", 14 * DAY)
+    before = filled.names()
+    assert filled.run() == 0
+    assert set(before) < set(filled.names())
+    assert "no copy is removed: nothing was stored between" in capsys.readouterr().out
+
+
 def test_a_copy_shares_what_is_unchanged_and_expires(filled):
     first, second = (filled.copies / name for name in filled.names())
     same = f"backup/main/{label_of(filled, 0)}/backup.manifest"
@@ -224,7 +245,7 @@ def test_tampering_is_told_in_every_run_and_no_copy_goes(filled, capsys, tamper)
     tamper(filled)
     for _ in range(3):
         assert filled.run() == 1
-        told = [line for line in capsys.readouterr().err.splitlines() if "THE REPOSITORY IS NOT WHAT IT WAS" in line]
+        told = [line for line in capsys.readouterr().err.splitlines() if "THE REPOSITORY HAS LOST DATA" in line]
         assert any(TAMPERING[tamper] in line for line in told), told
         assert filled.names() == before, "no copy goes, and none that is suspect looks like one that is not"
         assert (filled.status()["at"], bool(filled.status()["trouble"])) == (well, True)
@@ -344,18 +365,18 @@ def test_a_disk_without_room_is_left_to_the_repository_and_heals(filled, monkeyp
     filled.free = 1000
     before = filled.names()
     assert filled.run() == 1
-    assert "no room: 500 MB are free" in capsys.readouterr().err
-    assert "no room" in filled.status()["trouble"]
+    assert "not enough disk space: 500 MB are free" in capsys.readouterr().err
+    assert "not enough disk space" in filled.status()["trouble"]
     assert filled.names() == before
     assert not (filled.copies / ".new").exists()
 
 
-def test_a_copy_that_failed_leaves_nothing(filled):
+def test_a_copy_that_failed_leaves_nothing(filled, monkeypatch):
     def broken(argv, **_):
         (filled.copies / ".new").mkdir()
-        return subprocess.CompletedProcess(argv, 11)
+        raise CommandError("rsync ended with 11: x", 11)
 
-    filled.module.subprocess.run = broken
+    monkeypatch.setattr(filled.module, "run", broken)
     before = filled.names()
     assert filled.run() == 1
     assert "rsync ended with 11" in filled.status()["trouble"]
@@ -363,10 +384,10 @@ def test_a_copy_that_failed_leaves_nothing(filled):
     assert not (filled.copies / ".new").exists()
 
 
-def test_wrong_arguments_do_nothing(filled, capsys):
+def test_wrong_arguments_do_nothing(filled):
     for arguments in (["30"], ["30", "x", "0"], ["--reject"]):
-        assert filled.module.main(arguments) == 2
-        assert "--accept" in capsys.readouterr().err
+        with pytest.raises(FailedError, match=r"usage: .*--accept"):
+            filled.module.main(arguments)
 
 
 # --- putting a copy back ---------------------------------------------------------------------------------------------
@@ -380,7 +401,7 @@ def put_back(filled):
     for name in ("systemctl", "chown"):
         (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {filled.root}/asked\n')
         (programs / name).chmod(0o755)
-    text = (ROOT / "templates/offsite/offsite-restore-copy.sh").read_text()
+    text = (ROOT / "machine/minipc_machine/shell/offsite-restore-copy.sh").read_text()
     script = filled.root / "restore.sh"
     script.write_text(text.replace("/srv/minipc-offsite", str(filled.root)))
 
@@ -416,3 +437,77 @@ def test_a_copy_that_can_not_be_put_back_leaves_the_repository(filled, put_back,
     assert filled.module.files(filled.repository) == before
     assert not filled.repository.with_name("pgbackrest.new").exists()
     assert "systemctl" not in ((filled.root / "asked").read_text() if (filled.root / "asked").exists() else "")
+
+
+# --- restic ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def restic(filled):
+    """A repository of restic beside pgBackRest's."""
+    for path in ("config", "data/aa/pack", "index/one", "keys/key", "snapshots/first", "locks/lock"):
+        file = filled.module.RESTIC / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(path)
+    return filled
+
+
+def content(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_restic_is_copied_without_its_locks_and_a_bad_file_can_be_undone(restic, put_back):
+    assert restic.run() == 0
+    whole = content(restic.module.RESTIC) - {"locks/lock"}
+    (first,) = restic.module.copies(folder=restic.module.RESTIC_COPIES)
+    assert content(first) == whole
+    (restic.module.RESTIC / "index/garbage").write_text("stops every command of restic")
+    assert restic.run() == 0
+    done = put_back("restic", first.name)
+    assert done.returncode == 0, done.stderr
+    assert content(restic.module.RESTIC) == whole
+    asked = (restic.root / "asked").read_text().splitlines()
+    assert [line for line in asked if line.startswith("systemctl")] == [
+        "systemctl stop restic-rest-server.service",
+        "systemctl start restic-rest-server.service",
+    ]
+
+
+def test_without_a_name_the_latest_copy_is_put_back(restic, put_back):
+    assert restic.run() == 0
+    (restic.module.RESTIC / "snapshots/second").write_text("second")
+    assert restic.run() == 0
+    shutil.rmtree(restic.module.RESTIC)
+    assert put_back("restic").returncode == 0
+    assert "snapshots/second" in content(restic.module.RESTIC)
+
+
+def test_what_a_copied_snapshot_needs_is_in_the_copy_although_a_backup_runs(restic, monkeypatch):
+    def run(argv, **more):
+        rsync(argv, **more)
+        if argv[0] == "rsync" and argv[-2].endswith("/snapshots/"):
+            for path in ("data/aa/late", "index/late", "snapshots/late"):
+                (restic.module.RESTIC / path).write_text("late")
+        return ""
+
+    monkeypatch.setattr(restic.module, "run", run)
+    assert restic.run() == 0
+    (copy,) = restic.module.copies(folder=restic.module.RESTIC_COPIES)
+    assert "snapshots/late" not in content(copy)
+    assert {"data/aa/late", "index/late"} <= content(copy)
+
+
+def test_old_copies_of_restic_go_and_the_last_one_stays(restic):
+    folder = restic.module.RESTIC_COPIES
+    for name in ("2020-01-01T00-00-00Z", "2020-01-02T00-00-00Z"):
+        (folder / name).mkdir(parents=True)
+    restic.module.copy_restic(30, 0)
+    assert next(path.name for path in restic.module.copies(folder=folder)) == "2020-01-02T00-00-00Z"
+    restic.module.copy_restic(30, 0)
+    assert not [path for path in restic.module.copies(folder=folder) if path.name.startswith("2020")]
+
+
+def test_a_copy_of_restic_that_fails_is_reported(restic):
+    restic.free = 10**9
+    assert restic.run() == 1
+    assert "not enough disk space" in restic.status()["trouble"]

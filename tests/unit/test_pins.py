@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from minipc import pins
-from minipc.errors import ConfigError
-from minipc.pins import Pin, known_hosts_file, read_pins, write_pin
-from playbooks.adopt import fingerprint_of
+from minipc.core.environment import PRODUCTION
+from minipc.core.errors import ConfigError
+from minipc.remote.host_keys import fingerprint_of
+from minipc.remote.pins import Pin, known_hosts_file, read_pins, write_pin
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHQDg+I7VgiSnkoyBUCw9uU0MOg72LrtOeqj/qI9zpcH"
 
@@ -51,4 +51,4 @@ def test_the_fingerprint_is_the_one_openssh_prints(tmp_path):
 
 
 def test_pins_of_the_repository_are_readable():
-    read_pins(pins.PINS_FILE)
+    read_pins(PRODUCTION.pins_file)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from minipc.converge import ConvergeError, PendingChange, _failure, pending_changes
-from minipc.errors import RefusedError
-from minipc.progress import split_name
+from minipc.core.errors import RefusedError
+from minipc.pyinfra_ext.converge import ConvergeError, PendingChange, _failure, pending_changes
+from minipc.pyinfra_ext.progress import split_name
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import zipfile
 
 import pytest
 
-from minipc import timeline
 from minipc.artifacts import Artifact
-from minipc.facts import artifacts as facts
-from minipc.facts.artifacts import PushedArtifacts
-from minipc.operations import artifacts
-from minipc.operations.artifacts import identity, install_script
-from minipc.records import observe
+from minipc.evidence import event_stream
+from minipc.evidence.records import observe
+from minipc.pyinfra_ext.facts import artifacts as facts
+from minipc.pyinfra_ext.facts.artifacts import PushedArtifacts
+from minipc.pyinfra_ext.operations import artifacts
+from minipc.pyinfra_ext.operations.artifacts import identity, install_script
 
 
 def packed(kind: str, files: dict[str, bytes]) -> bytes:
@@ -136,7 +136,7 @@ def test_another_version_or_mode_is_another_identity(install):
 def test_the_record_names_each_artifact_once():
     from datetime import UTC, datetime
 
-    used = timeline.ArtifactUsed(t=1.0, name="loki", version="3", sha256="a" * 64, origin="local")
-    missing = timeline.ArtifactUsed(t=2.0, name="grafana", version="13", sha256=None, origin="missing")
+    used = event_stream.ArtifactUsed(t=1.0, name="loki", version="3", sha256="a" * 64, origin="local")
+    missing = event_stream.ArtifactUsed(t=2.0, name="grafana", version="13", sha256=None, origin="missing")
     found = observe([used, used, missing], ended=datetime.now(UTC)).artifacts
     assert [(each.name, each.origin) for each in found] == [("loki", "local"), ("grafana", "missing")]

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from minipc import records, timeline
-from minipc.paths import ROOT
-from minipc.records import (
+from minipc.core.paths import ROOT
+from minipc.evidence import event_stream, records
+from minipc.evidence.records import (
     Artifact,
     Check,
     Component,
@@ -27,6 +27,7 @@ from minipc.records import (
     Phase,
     Record,
 )
+from minipc.evidence.report import render
 from tests.unit.record_samples import START, big, draft_fields, small
 
 FAILED_CHECK = Check(
@@ -201,22 +202,22 @@ def test_rto_and_rpo_come_first_among_the_gates() -> None:
 @pytest.mark.parametrize(
     ("tamper", "complaint"),
     [
-        ({"checks": [FAILED_CHECK.model_dump()]}, "the verdict is pass, but the parts add up to fail"),
-        ({"verdict": "fail", "reasons": ["because"]}, "the verdict is fail, but the parts add up to pass"),
+        ({"checks": [FAILED_CHECK.model_dump()]}, "the verdict is pass, but its parts give fail"),
+        ({"verdict": "fail", "reasons": ["because"]}, "the verdict is fail, but its parts give pass"),
         ({"reasons": ["because"]}, "a pass has no reasons"),
         ({"extra": 1}, "Extra inputs are not permitted"),
         ({"kind": "party"}, "Input should be 'rehearsal'"),
-        ({"exercised": {"done": 1, "total": 2}}, "1 exercised and 0 not exercised don't add up to 2"),
+        ({"exercised": {"done": 1, "total": 2}}, "1 exercised and 0 not exercised do not add up to 2"),
         ({"ended": "2025-03-21T09:10:04Z"}, "before it started"),
         ({"started": "2025-03-21T09:10:05+01:00"}, "must be in UTC"),
         ({"started": "2025-03-21T09:10:05"}, "should have timezone info"),
         ({"id": "../../etc/passwd"}, "String should match pattern"),
-        ({"id": "20250321-091006-00c0ffee"}, "doesn't begin with the time of the start"),
+        ({"id": "20250321-091006-00c0ffee"}, "does not begin with the time of the start"),
         ({"rto_seconds": "12"}, "Input should be a valid number"),
         ({"rto_seconds": -1}, "greater than or equal to 0"),
         (
             {"checks": [PASSED_CHECK.model_dump(), PASSED_CHECK.model_dump() | {"outcome": "not-exercised"}]},
-            "redis was not exercised, but exercised.not_exercised doesn't say so",
+            "redis was not exercised, but is missing in exercised.not_exercised",
         ),
         (
             {"artifacts": [{"name": "k3s", "version": "1", "sha256": None, "origin": "missing"}]},
@@ -284,16 +285,18 @@ def test_events_become_the_parts_of_a_record() -> None:
     t = START.timestamp()
     observed = records.observe(
         [
-            timeline.NotExercised(t=t, what="clock", why="shared", component="host"),
-            timeline.PhaseStart(t=t, phase="converge"),
-            timeline.Plan(t=t, operations=1),
-            timeline.OperationStart(t=t + 1, component="redis", name="redis: install"),
-            timeline.OperationEnd(
+            event_stream.NotExercised(t=t, what="clock", why="shared", component="host"),
+            event_stream.PhaseStart(t=t, phase="converge"),
+            event_stream.Plan(t=t, operations=1),
+            event_stream.OperationStart(t=t + 1, component="redis", name="redis: install"),
+            event_stream.OperationEnd(
                 t=t + 4, component="redis", name="redis: install", changed=True, ok=True, seconds=2.5
             ),
-            timeline.PhaseEnd(t=t + 5, phase="converge", verdict="pass", detail="1 change"),
-            timeline.PhaseStart(t=t + 6, phase="verify"),
-            timeline.CheckEnd(t=t + 7, component="redis", name="evicts", outcome="failed", seconds=0.5, message="no"),
+            event_stream.PhaseEnd(t=t + 5, phase="converge", verdict="pass", detail="1 change"),
+            event_stream.PhaseStart(t=t + 6, phase="verify"),
+            event_stream.CheckEnd(
+                t=t + 7, component="redis", name="evicts", outcome="failed", seconds=0.5, message="no"
+            ),
         ],
         ended=at(10),
     )
@@ -310,8 +313,8 @@ def test_a_clock_set_back_does_not_make_a_phase_negative() -> None:
     t = START.timestamp()
     observed = records.observe(
         [
-            timeline.PhaseStart(t=t, phase="converge"),
-            timeline.PhaseEnd(t=t - 5, phase="converge", verdict="pass"),
+            event_stream.PhaseStart(t=t, phase="converge"),
+            event_stream.PhaseEnd(t=t - 5, phase="converge", verdict="pass"),
         ],
         ended=START,
     )
@@ -425,12 +428,23 @@ def test_history_is_read_in_order_by_kind_and_a_broken_file_is_named(tmp_path: P
 
 def test_a_record_from_the_future_says_so(tmp_path: Path) -> None:
     path = tmp_path / "20300101-000000-00000000-drill.json"
-    path.write_text(json.dumps({"schema_version": 2, "shape": "unknown"}))
+    path.write_text(json.dumps({"schema_version": 3, "shape": "unknown"}))
     with pytest.raises(records.RecordError) as caught:
         records.load(path)
-    assert "schema_version 2; this minipc knows up to 1" in caught.value.what
-    assert "newer minipc" in caught.value.next_step
-    assert "schema_version 2" in records.load_all(tmp_path).broken[0].reason
+    assert "schema_version 3; this minipc reads versions up to 2" in caught.value.what
+    assert "update this one" in caught.value.next_step
+    assert "schema_version 3" in records.load_all(tmp_path).broken[0].reason
+
+
+def test_a_record_of_version_1_is_read_and_its_report_made() -> None:
+    """As minipc wrote it before `doors` became `exposure`, `separation` `exposure`, and `stand-in` `systemd`."""
+    (record,) = records.load_all(ROOT / "tests/unit/records", "exposure").records
+    assert (record.schema_version, record.kind, record.runtime, record.verdict) == (2, "exposure", "systemd", "fail")
+    assert [(port.port, port.seen, port.ok) for port in record.exposure] == [
+        ("22/tcp", "silent", True),
+        ("22/tcp", "silent", False),
+    ]
+    assert "1 door not as expected" in render(record, [])
 
 
 # --- schema and its documentation ---
@@ -439,7 +453,7 @@ def test_a_record_from_the_future_says_so(tmp_path: Path) -> None:
 def test_the_committed_schema_is_current() -> None:
     committed = (ROOT / "docs/reference/record.schema.json").read_text()
     assert committed == records.schema_json(), (
-        "regenerate it: python -c 'from minipc.records import schema_json; print(schema_json(), end=\"\")'"
+        "regenerate it: python -c 'from minipc.evidence.records import schema_json; print(schema_json(), end=\"\")'"
         " > docs/reference/record.schema.json"
     )
 
@@ -449,6 +463,6 @@ def test_every_field_is_documented() -> None:
     documented = set(re.findall(r"`([a-z0-9_]+)`", text))
     models: set[type[BaseModel]] = {Record, Artifact}
     models |= {Check, Component, DataClassResult, Exercised, Gate, NotExercised, Operation, Phase}
-    models |= {records.Git, records.Controller, records.Target, records.Override, records.Door}
+    models |= {records.Git, records.Controller, records.Target, records.Override, records.PortState}
     fields = [f"{model.__name__}.{name}" for model in models for name in model.model_fields]
     assert [field for field in fields if field.split(".")[1] not in documented] == []

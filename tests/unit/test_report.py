@@ -1,4 +1,4 @@
-"""The report: self-contained, escaped, readable in both themes, and drawn to scale."""
+"""The report: self-contained, escaped, readable in both themes, and in proportion to time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from typing import Any
 
 import pytest
 
-from minipc.paths import ROOT
-from minipc.records import Exercised, NotExercised, Operation, Record
-from minipc.report import render
-from minipc.report.axis import step_for, ticks
-from minipc.report.timeline_chart import LEFT, RIGHT, WIDTH, Bar, Row, timeline_chart
-from minipc.report.trend_chart import MOST_RUNS, PLOT, phases_chart, rto_chart, runs_to_show
+from minipc.core.paths import ROOT
+from minipc.evidence.records import Exercised, NotExercised, Record
+from minipc.evidence.report import MOST_RUNS, legend, place, render, runs_to_show, stacked, ticks
 from tests.unit.record_samples import START, big, past, small
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -64,7 +61,7 @@ def failed() -> str:
 def test_it_needs_nothing_else(failed: str) -> None:
     page = Page(failed)
     assert not {"script", "link", "img", "iframe", "object", "form", "base"} & set(page.tags)
-    assert not {"src", "href", "srcset", "action", "style"} & {name for name, _ in page.attributes}
+    assert not {"src", "href", "srcset", "action"} & {name for name, _ in page.attributes}
     assert "url(" not in failed
     assert "@import" not in failed
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
@@ -73,11 +70,11 @@ def test_it_needs_nothing_else(failed: str) -> None:
 def test_it_says_the_verdict_and_what_was_left_out(failed: str) -> None:
     text = " ".join(Page(failed).text.split())
     assert "✗ FAIL 14 of 17 exercised" in text
-    assert "edge: 2 checks failed: refuses a stranger" in text
-    assert "○ NOT EXERCISED time synchronisation, kernel audit and sysctls (host) an nspawn machine shares it" in text
-    assert "! stand-in" in text
+    assert "edge: 2 checks failed: The component refuses clients without credentials" in text
+    assert "○ NOT EXERCISED time synchronisation kernel audit and sysctls (host) an nspawn machine shares it" in text
+    assert "! systemd, without a cluster" in text
     assert "! with uncommitted changes" in text
-    assert "! local, put in by hand" in text
+    assert "! local, added manually" in text
     assert "○ missing" in text
     assert "acme-v02, api.example.org internal CA" in text
     assert "AssertionError: GET https://api.lab.test/metrics" in text
@@ -85,17 +82,17 @@ def test_it_says_the_verdict_and_what_was_left_out(failed: str) -> None:
 
 def test_failed_checks_come_first(failed: str) -> None:
     checks = failed[failed.index("<h2>Checks</h2>") :]
-    assert checks.index("edge: exports metrics") < checks.index("12 passed")
+    assert checks.index("edge: The component exports metrics") < checks.index("12 passed")
     order = re.findall(r"<summary><b>(\w+)</b>", failed)
     assert order[:3] == ["edge", "argocd", "host"]
 
 
-def test_the_two_doors_are_a_table_with_what_is_wrong_before_it(failed: str) -> None:
-    text = re.sub(r"<[^>]+>|\s+", " ", failed[failed.index("<h2>Two doors</h2>") :])
+def test_exposure_is_a_table_with_the_wrong_ports_before_it(failed: str) -> None:
+    text = re.sub(r"<[^>]+>|\s+", " ", failed[failed.index("<h2>Exposure</h2>") :])
     wrong = "22/tcp (SSH) from the public side, during a converge: expected silent, seen IPv4 silent, IPv6 open"
     assert wrong in re.sub(r" +", " ", text)
     assert text.index("not as expected") < text.index("HTTPS")
-    assert "Two doors" not in render(small(), [])
+    assert "Exposure" not in render(small(), [])
 
 
 def test_a_pass_with_gaps_is_not_green() -> None:
@@ -109,11 +106,6 @@ def test_a_pass_with_gaps_is_not_green() -> None:
 @pytest.mark.parametrize("record", [small(), small(phases=[], operations=[], components=[], checks=[], gates=[])])
 def test_a_small_or_empty_record_is_a_page_too(record: Record) -> None:
     assert "first rehearsal on record" in Page(render(record, [])).text
-
-
-def test_a_run_of_no_time_at_all_is_drawn() -> None:
-    instant = small().phases[0].model_copy(update={"ended": START})
-    assert "Timeline of the run" in render(small(ended=START, phases=[instant], operations=[]), [])
 
 
 ENUMERATED = {
@@ -183,11 +175,10 @@ VERDICTS = ("pass", "fail", "could-not-verify", "not-exercised")
 @pytest.mark.parametrize(
     ("text", "background"),
     [
-        *[(text, background) for text in ("text", "muted") for background in ("page", "band", "fail-tint")],
+        *[(text, background) for text in ("text", "muted") for background in ("page", "fail-tint")],
         *[("text", f"{verdict}-tint") for verdict in VERDICTS],
         *[(verdict, "page") for verdict in VERDICTS],
         *[(verdict, f"{verdict}-tint") for verdict in VERDICTS],
-        *[("on-phase", bar) for bar in ("phase", "fail", "could-not-verify")],
     ],
 )
 def test_text_has_enough_contrast(theme: str, text: str, background: str) -> None:
@@ -195,114 +186,41 @@ def test_text_has_enough_contrast(theme: str, text: str, background: str) -> Non
     assert contrast(colours[text], colours[background]) >= 4.5
 
 
-def test_charts_have_a_title_and_a_description(failed: str) -> None:
-    charts = re.findall(r'<svg class="chart".*?</svg>', failed, re.S)
-    assert len(charts) == 3
-    for chart in charts:
-        (names,) = re.findall(r'role="img" aria-labelledby="([^"]+)"', chart)
-        for name in names.split():
-            (words,) = re.findall(rf'id="{name}">([^<]+)<', chart)
-            assert len(words) > 10
-    assert "7 min 22 s in all: prepare 4.2 s, machine 7.9 s" in charts[0]
+# --- timeline and trend ---
 
 
-# --- the timeline, to scale ---
+def drawn(html: str, look: str) -> list[tuple[str, str]]:
+    """Return left and width, in percent, of the bars of a class."""
+    return re.findall(rf'<i class="{look}" style="left:([\d.]+)%;width:([\d.]+)%"', html)
 
 
-def place(record: Record, seconds: float) -> float:
-    """Where the moment so many seconds after the start belongs."""
-    return LEFT + seconds / record.seconds * (WIDTH - LEFT - RIGHT)
+def test_bars_are_in_proportion_to_time() -> None:
+    html = render(small(), [])
+    assert drawn(html, "phase pass") == [("0.00", "50.00"), ("50.00", "50.00")]
+    assert drawn(html, "changed") == [("50.00", "10.00")]
+    assert drawn(html, "unchanged") == [("60.00", "2.50")]
 
 
-def test_bars_are_proportional_to_time() -> None:
-    record = small()
-    chart = timeline_chart(record)
-    machine, converge = (row.bars[0] for row in chart.phases)
-    assert (machine.x, machine.x + machine.width) == pytest.approx((LEFT, place(record, 30)))
-    assert (converge.x, converge.x + converge.width) == pytest.approx((place(record, 30), WIDTH - RIGHT))
-    install, configure = chart.components[0].bars
-    assert (install.x, install.width) == pytest.approx((place(record, 30), place(record, 6) - LEFT))
-    assert (configure.x, configure.width) == pytest.approx((place(record, 36), place(record, 1.5) - LEFT))
-    assert [tick.position for tick in chart.ticks] == pytest.approx(
-        [place(record, seconds) for seconds in (0, 10, 20, 30, 40, 50, 60)]
-    )
+def test_a_run_without_duration_is_shown() -> None:
+    instant = small().phases[0].model_copy(update={"ended": START})
+    record = small(ended=START, phases=[instant], operations=[])
+    assert place(record, START, 0) == "left:0.00%;width:0.00%"
+    assert drawn(render(record, []), "phase pass") == [("0.00", "0.00")]
 
 
-def test_the_drawing_is_what_was_computed() -> None:
-    record = small()
-    html = render(record, [])
-    drawn = re.findall(r'<rect class="(phase|operation) \S+" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', html)
-    full = WIDTH - LEFT - RIGHT
-    expected = [
-        ("phase", LEFT, full / 2),
-        ("phase", LEFT + full / 2, full / 2),
-        ("operation", LEFT + full / 2, full / 10),
-        ("operation", LEFT + full * 0.6, full / 40),
-    ]
-    assert [kind for kind, _, _ in drawn] == [kind for kind, _, _ in expected]
-    for (_, x, width), (_, expected_x, expected_width) in zip(drawn, expected, strict=True):
-        assert float(x) == pytest.approx(expected_x, abs=0.01)
-        assert float(width) == pytest.approx(expected_width, abs=0.01)
+def test_the_slowest_operation_is_named_but_a_failed_one_before_it(failed: str) -> None:
+    assert "install, 31 s" in failed
+    operations = [each.model_copy(update={"ok": each.name != "redis: configure"}) for each in small().operations]
+    assert "✗ failed: configure, 1.5 s" in " ".join(Page(render(small(operations=operations), [])).text.split())
 
 
-def test_an_instant_is_still_visible() -> None:
-    operation = small().operations[0].model_copy(update={"seconds": 0.0})
-    (bar,) = timeline_chart(small(operations=[operation])).components[0].bars
-    assert bar.width == 1.0
-
-
-def covers(row: Row, bar: Bar) -> bool:
-    """Whether the row's note and the bar share some width, by the estimate that placed it or a little less."""
-    assert row.note
-    width = len(row.note.text) * 5.5
-    begin = row.note.x if row.note.anchor == "start" else row.note.x - width
-    return begin < bar.x + bar.width and bar.x < begin + width
-
-
-def test_labels_stay_inside_the_chart_and_cover_no_bar() -> None:
-    chart = timeline_chart(big())
-    labelled = [row for row in chart.phases + chart.components if row.note]
-    assert len(labelled) > 10
-    for row in labelled:
-        assert row.note
-        assert LEFT <= row.note.x <= WIDTH - RIGHT
-        if not row.note.inside:
-            assert not [bar for bar in row.bars if covers(row, bar)]
-
-
-def test_slow_operations_are_labelled_and_a_failed_one_before_all() -> None:
-    chart = timeline_chart(big())
-    notes = {row.label: row.note.text for row in chart.components if row.note}
-    assert notes["postgres"].startswith("install, 31 s")
-    assert "drift" not in notes or notes["drift"].startswith("install")
-
-    record = big(failing=False)
-    broken = [
-        operation.model_copy(update={"ok": False}) if operation.name == "vpn: activate" else operation
-        for operation in record.operations
-    ]
-    drawn = timeline_chart(small(operations=broken, started=record.started, ended=record.ended))
-    (note,) = [row.note for row in drawn.components if row.label == "vpn"]
-    assert note
-    assert note.text.startswith("✗ failed: activate")
-
-
-def test_quick_operations_are_not_labelled() -> None:
-    quick = [Operation(**(operation.model_dump() | {"seconds": 0.5})) for operation in small().operations]
-    assert timeline_chart(small(operations=quick)).components[0].note is None
-
-
-@pytest.mark.parametrize("span", [0.4, 7, 59, 61, 442, 3599, 3601, 30000, 700000])
-def test_ticks_are_round_few_and_within(span: float) -> None:
-    marks = ticks(span, 100, most=10)
-    assert 2 <= len(marks) <= 11
-    assert marks[0].position == 0
-    assert marks[-1].position <= 100.001
-    assert len({mark.label for mark in marks}) == len(marks)
-    assert marks[1].position == pytest.approx(step_for(span, 10) / span * 100)
-
-
-# --- the trend ---
+@pytest.mark.parametrize("seconds", [0.4, 7, 59, 61, 442, 3599, 3601, 30000, 700000])
+def test_ticks_are_round_few_and_within(seconds: float) -> None:
+    marks = ticks(seconds)
+    assert 2 <= len(marks) <= 9
+    assert marks[0] == ("0.00", "0")
+    assert float(marks[-1][0]) <= 100
+    assert len({label for _, label in marks}) == len(marks)
 
 
 def test_the_trend_shows_the_same_kind_up_to_this_run_once_each() -> None:
@@ -317,37 +235,27 @@ def test_the_trend_shows_the_same_kind_up_to_this_run_once_each() -> None:
     assert shown[0].started == START - timedelta(days=MOST_RUNS - 1)
 
 
-def test_columns_are_as_high_as_runs_are_long() -> None:
+def test_the_shortest_phases_share_a_colour() -> None:
     record = big()
-    runs = [big(START - timedelta(days=1), seed=2, slowness=2.0), record]
-    chart = phases_chart(runs)
-    longest = max(run.seconds for run in runs)
-    for run, column in zip(runs, chart.columns, strict=True):
-        in_phases = sum(phase.seconds for phase in run.phases)
-        assert sum(block.height for block in column.blocks) == pytest.approx(in_phases / longest * PLOT)
-    assert len(chart.legend) == 7
-    assert chart.legend[-1] == "other"
-    assert {block.colour for block in chart.columns[0].blocks} == set(range(7))
+    names = legend([record])
+    assert (len(names), names[-1]) == (7, "other")
+    parts = stacked(record, names)
+    assert sum(seconds for _, _, seconds in parts) == pytest.approx(sum(phase.seconds for phase in record.phases))
+    assert [colour for colour, _, _ in parts] == list(range(7))
 
 
 def test_a_past_pass_with_gaps_is_not_green_either() -> None:
     record = big()
-    looks = [column.look for column in phases_chart(runs_to_show(record, past(record, 6))).columns]
-    assert looks.count("fail") == 2
-    assert looks.count("not-exercised") == 5
+    html = render(record, past(record, 6))
+    trend = html[html.index("<h2>Trend</h2>") : html.index("<h2>Overrides</h2>")]
+    assert trend.count('<span class="verdict fail">') == 2
+    assert trend.count('<span class="verdict not-exercised">✓ pass') == 5
 
 
-def test_rto_over_time() -> None:
+def test_rto_is_in_the_trend_where_it_was_measured() -> None:
     first = small(START - timedelta(days=1), rto_seconds=100.0, rto_budget_seconds=300.0)
     second = small(rto_seconds=200.0, rto_budget_seconds=300.0)
-    assert rto_chart([second]) is None
-    chart = rto_chart([first, second])
-    assert chart
-    assert chart.budget_y
-    heights = [chart.base - point.y for point in chart.points]
-    assert heights[1] == pytest.approx(2 * heights[0])
-    assert chart.base - chart.budget_y == pytest.approx(3 * heights[0])
-
-    far = rto_chart([first, small(rto_seconds=200.0, rto_budget_seconds=14400.0)])
-    assert far
-    assert far.budget_y is None
+    html = render(second, [first])
+    assert "the budget is 5 min" in html
+    assert re.findall(r'<i class="phase" style="left:0;width:([\d.]+)%"', html)[-2:] == ["100.00", "50.00"]
+    assert ">RTO</th>" not in render(small(), [small(START - timedelta(days=1))])

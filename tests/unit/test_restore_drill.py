@@ -7,9 +7,10 @@ import json
 import pytest
 
 from minipc import config
-from minipc.inventory import Target
-from minipc.records import Target as Machine
-from minipc.records import load_all
+from minipc.core.environment import PRODUCTION
+from minipc.evidence.records import Target as Machine
+from minipc.evidence.records import load_all
+from minipc.remote.inventory import Target
 from playbooks import restore_drill
 
 BEGAN = 1742548205.25
@@ -38,8 +39,8 @@ def result(began: float = BEGAN, **changed: object) -> dict[str, object]:
 def machine(monkeypatch, tmp_path):
     """A machine with results; what it holds is a list that a test fills."""
     held: list[dict[str, object]] = []
-    monkeypatch.setattr("minipc.run.REPORTS", tmp_path)
-    monkeypatch.setattr("minipc.run.RECORDS", tmp_path / "records")
+    monkeypatch.setattr("minipc.evidence.run.REPORTS", tmp_path)
+    monkeypatch.setattr("minipc.evidence.run.RECORDS", tmp_path / "records")
     monkeypatch.setattr(restore_drill, "RECORDS", tmp_path / "records")
     monkeypatch.setattr(restore_drill, "the_target", lambda *_: Target("minipc", {}, config.load("lab")))
     facts = Machine(backend="hardware", name="minipc", os="", kernel="", cpus=1, memory_mb=1)
@@ -50,19 +51,19 @@ def machine(monkeypatch, tmp_path):
 
 def test_each_gets_one_record_with_its_own_times_and_commit(machine, tmp_path):
     machine += [result(), result(BEGAN + 86400)]
-    made = restore_drill.collect("production")
+    made = restore_drill.collect(PRODUCTION)
     assert [record.started.timestamp() for record in made] == [BEGAN, BEGAN + 86400]
     assert [record.seconds for record in made] == [10, 10]
     assert made[0].git.commit.startswith("3b0fd5d1c")
     assert made[0].rpo_seconds == 12
-    assert restore_drill.collect("production") == [], "they are known now"
+    assert restore_drill.collect(PRODUCTION) == [], "they are known now"
     assert len(load_all(tmp_path / "records", "drill").records) == 2
 
 
 def test_one_that_failed_is_told_as_it_was(machine):
     check = {"phase": "restore", "name": "canary A is there", "outcome": "failed", "message": "the answer is 0"}
     machine.append(result(checks=[check], verdict="fail", reason="canary A is there: the answer is 0"))
-    (record,) = restore_drill.collect("production")
+    (record,) = restore_drill.collect(PRODUCTION)
     assert record.verdict == "fail"
     assert "canary A is there" in record.reasons[0]
 
@@ -71,5 +72,5 @@ def test_a_result_of_an_older_version_has_no_commit(machine):
     older = result()
     del older["code"]
     machine.append(older)
-    (record,) = restore_drill.collect("production")
+    (record,) = restore_drill.collect(PRODUCTION)
     assert record.git.commit == ""

@@ -11,16 +11,17 @@ from types import SimpleNamespace
 import pytest
 from pyinfra.api import FunctionCommand
 
-from minipc import ssh
-from minipc.operations import files, revert
-from minipc.operations.files import Content, Directory, _install_script
-from minipc.paths import ROOT
+from minipc.core import polling
+from minipc.core.paths import ROOT
+from minipc.pyinfra_ext.operations import files, revert
+from minipc.pyinfra_ext.operations.files import Content, Directory, _install_script
+from minipc.remote import ssh
 
 
 @pytest.fixture
 def machine(tmp_path):
     """The program with its directories moved, a systemctl that only writes down what it is told, and two files."""
-    text = (ROOT / "templates/host/revert.sh").read_text()
+    text = (ROOT / "machine/minipc_machine/shell/revert.sh").read_text()
     for old, new in (
         ("/var/lib/minipc/revert", tmp_path / "state"),
         ("/run/minipc-revert.lock", tmp_path / "lock"),
@@ -129,7 +130,7 @@ def test_at_a_boot_with_nothing_to_take_back_units_are_not_read_again(machine):
     ("name", "change", "paths"),
     [
         ("vpn", "vpn", {"minipc-vpn.service", "vpn-up", "CONF"}),
-        ("firewall", "firewall", {"minipc-firewall.service", "RULES"}),
+        ("firewall", "firewall", {"minipc-firewall.service.j2", "RULES"}),
         ("host", "sshd", {"authorized_keys", "sudoers.d/operator", "10-minipc.conf"}),
     ],
 )
@@ -228,6 +229,6 @@ def test_it_gives_up_before_the_machine_does(monkeypatch, tmp_path):
     monkeypatch.setattr(revert.subprocess, "run", lambda *_, **__: failed)
     monkeypatch.setattr(revert, "PAUSE_S", 0)
     moments = iter(range(100))
-    monkeypatch.setattr(revert.time, "monotonic", lambda: next(moments))
+    monkeypatch.setattr(polling.time, "monotonic", lambda: next(moments))
     assert revert._connect_and_confirm(None, Host(), "x", 20, None) is False
     assert next(moments) <= 20

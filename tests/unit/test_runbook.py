@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from minipc import records
-from minipc.inventory import Target
-from minipc.paths import ROOT
+from minipc.core.environment import PRODUCTION
+from minipc.core.paths import ROOT
+from minipc.evidence import records
+from minipc.remote.inventory import Target
+from minipc.remote.sides import Side
 from playbooks import dns_cutover, phases, rebuild, runbook
+from playbooks.restored_data import Restored
 from tests.unit.record_samples import START, draft_fields
 
 COMMITTED = (ROOT / "docs/runbook.md").read_text()
@@ -44,8 +48,8 @@ def test_a_rebuild_goes_through_the_phases_of_the_runbook(monkeypatch, tmp_path,
     """Each phase that the playbook begins, with the components it converges, is the next one of the list."""
     done: list[tuple[str, list[str]]] = []
     target = _target()
-    monkeypatch.setattr("minipc.run.REPORTS", tmp_path)
-    monkeypatch.setattr("minipc.run.RECORDS", tmp_path / "records")
+    monkeypatch.setattr("minipc.evidence.run.REPORTS", tmp_path)
+    monkeypatch.setattr("minipc.evidence.run.RECORDS", tmp_path / "records")
     run_phase = rebuild.Run.phase
 
     def phase(self, name, detail=""):
@@ -59,17 +63,18 @@ def test_a_rebuild_goes_through_the_phases_of_the_runbook(monkeypatch, tmp_path,
     for name, stub in {
         "converge": converge,
         "adopt": lambda *_: None,
+        "held": lambda *_: nullcontext(),
         "the_target": lambda *_: target,
         "offsite_target": lambda *_: target,
+        "preflight": lambda *_: [],
         "renew": lambda *_: None,
-        "restored": lambda *_, **__: rebuild.Restored([], 60.0, None, None),
+        "restored": lambda *_, **__: Restored([], [], 60.0, None, None),
         "open_provider": lambda *_: None,
         "wanted_records": lambda *_: [],
         "versions": lambda _: {},
         "on": lambda *_, **__: "",
         "_public_key": lambda _: "",
         "bring_up": lambda *_: "",
-        "_ask_as_a_user": lambda *_: "200",
         "describe": lambda *_: _machine(),
         "smoke": lambda *_, **__: type("Verified", (), {"demand": lambda self: self, "summary": ""})(),
         "verify": lambda *_, **__: type("Verified", (), {"demand": lambda self: self, "summary": ""})(),
@@ -77,9 +82,16 @@ def test_a_rebuild_goes_through_the_phases_of_the_runbook(monkeypatch, tmp_path,
         monkeypatch.setattr(rebuild, name, stub)
     for name in ("lower", "cutover"):
         monkeypatch.setattr(dns_cutover, name, lambda *_: [])
-    rebuild.rebuild("production", ("minipc", {}), "SHA256:x")
+    rebuild.rebuild(PRODUCTION, ("minipc", {}), "SHA256:x")
     assert done == [(each.name, each.files) for each in phases.PHASES]
     assert "COMMIT AND PUSH secrets/production.age" in capsys.readouterr().out
+
+
+class Answering(Side):
+    """A side where the service answers."""
+
+    def http_status(self, domain: str, path: str, **_: Any) -> str:
+        return "200"
 
 
 def _machine() -> records.Target:
@@ -90,8 +102,8 @@ def _target() -> Target:
     from minipc import config
 
     dns = {"dns_provider": "cloudflare", "dns_zone": "example.org", "dns_ipv4": "203.0.113.7"}
-    settings = config.load("lab", workload_runtime="k3s", dns_records=[{"name": "example.org", "type": "A"}], **dns)
-    return Target("minipc", {"machine_identity": "1"}, settings)
+    settings = config.load("lab", services_runtime="k3s", dns_records=[{"name": "example.org", "type": "A"}], **dns)
+    return Target("minipc", {"machine_identity": "1", "sides": {"public": Answering("public", "")}}, settings)
 
 
 @pytest.mark.parametrize("phase", phases.PHASES, ids=lambda phase: phase.name)
@@ -104,7 +116,7 @@ def test_each_phase_has_a_command_and_an_end(phase):
 def test_what_is_converged_is_what_a_person_types():
     assert phases.DATA.commands[0] == (
         "pyinfra --limit HOST --data postgres_from_backup=restore inventory/production.py "
-        "deploys/repositories.py deploys/postgres.py"
+        "deploys/repositories.py deploys/volumes.py deploys/postgres.py"
     )
     assert "--data" not in phases.FENCE.commands[1]
 

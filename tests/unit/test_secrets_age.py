@@ -11,11 +11,12 @@ from pathlib import Path
 import pyrage
 import pytest
 
-from minipc.errors import ConfigError, SecretError
-from minipc.secrets import backends, files, load, open_store
+from minipc.config.secrets_settings import SecretsSettings
+from minipc.core import files, paths
+from minipc.core.errors import ConfigError, MinipcError, SecretError
+from minipc.secrets import age, backends, load, open_store
 from minipc.secrets.age import AgeStore
 from minipc.secrets.identity import create_identity, read_identities
-from minipc.secrets.settings import SecretsSettings
 from tests.unit.secrets_leaks import assert_silent
 
 VALUE = "hunter2-correct-horse"
@@ -27,7 +28,7 @@ AGE = SecretsSettings(backend="age", age_recipients=[], vault=None)
 def store(tmp_path: Path) -> AgeStore:
     store = AgeStore(tmp_path / "repository" / "production.age", tmp_path / "config" / "age.key")
     store.prepare()
-    store.set_many({"postgres.password.workload": VALUE, "redis.password.workload": OTHER})
+    store.set_many({"postgres.password.parking": VALUE, "redis.password.parking": OTHER})
     return store
 
 
@@ -38,7 +39,7 @@ def seal(store: AgeStore, content: bytes) -> None:
 
 def fails(store: AgeStore, match: str) -> SecretError:
     with pytest.raises(SecretError, match=match) as caught:
-        store.get("postgres.password.workload")
+        store.get("postgres.password.parking")
     assert caught.value.next_step
     assert_silent(caught.value, VALUE, OTHER)
     return caught.value
@@ -49,9 +50,9 @@ def fails(store: AgeStore, match: str) -> SecretError:
 
 def test_what_is_stored_comes_back(store: AgeStore) -> None:
     again = AgeStore(store.path, store.key_path)
-    assert again.get("postgres.password.workload").reveal() == VALUE
-    assert again.names() == ["postgres.password.workload", "redis.password.workload"]
-    assert set(again.read(["redis.password.workload", "sentry.dsn"])) == {"redis.password.workload"}
+    assert again.get("postgres.password.parking").reveal() == VALUE
+    assert again.names() == ["postgres.password.parking", "redis.password.parking"]
+    assert set(again.read(["redis.password.parking", "sentry.dsn"])) == {"redis.password.parking"}
 
 
 @pytest.mark.parametrize(
@@ -76,38 +77,38 @@ def test_any_text_survives_yaml(value: str, store: AgeStore) -> None:
 
 
 def test_setting_one_keeps_the_others(store: AgeStore) -> None:
-    store.set_many({"postgres.password.workload": "new"})
-    assert store.get("postgres.password.workload").reveal() == "new"
-    assert store.get("redis.password.workload").reveal() == OTHER
+    store.set_many({"postgres.password.parking": "new"})
+    assert store.get("postgres.password.parking").reveal() == "new"
+    assert store.get("redis.password.parking").reveal() == OTHER
 
 
 def test_keep_existing_never_replaces(store: AgeStore) -> None:
-    store.set_many({"postgres.password.workload": "new", "sentry.dsn": "added"}, keep_existing=True)
-    assert store.get("postgres.password.workload").reveal() == VALUE
+    store.set_many({"postgres.password.parking": "new", "sentry.dsn": "added"}, keep_existing=True)
+    assert store.get("postgres.password.parking").reveal() == VALUE
     assert store.get("sentry.dsn").reveal() == "added"
 
 
 def test_nothing_to_store_writes_nothing(store: AgeStore) -> None:
     before = store.path.read_bytes()
     store.set_many({})
-    store.set_many({"postgres.password.workload": "new"}, keep_existing=True)
+    store.set_many({"postgres.password.parking": "new"}, keep_existing=True)
     assert store.path.read_bytes() == before
 
 
 def test_the_same_value_again_encrypts_for_the_present_key(store: AgeStore) -> None:
     new = pyrage.x25519.Identity.generate()
     store.key_path.write_text(f"{new}\n{store.key_path.read_text()}")
-    store.set_many({"postgres.password.workload": VALUE})
+    store.set_many({"postgres.password.parking": VALUE})
     store.key_path.write_text(f"{new}\n")
-    assert store.get("postgres.password.workload").reveal() == VALUE
+    assert store.get("postgres.password.parking").reveal() == VALUE
 
 
 def test_the_version_before_is_kept(store: AgeStore) -> None:
     before = store.path.read_bytes()
-    store.set_many({"postgres.password.workload": "new"})
+    store.set_many({"postgres.password.parking": "new"})
     backup = Path(f"{store.path}.bak")
     assert backup.read_bytes() == before
-    assert AgeStore(backup, store.key_path).get("postgres.password.workload").reveal() == VALUE
+    assert AgeStore(backup, store.key_path).get("postgres.password.parking").reveal() == VALUE
 
 
 def test_files_are_private_and_encrypted(store: AgeStore) -> None:
@@ -158,7 +159,7 @@ def test_an_invalid_recipient_changes_nothing(store: AgeStore) -> None:
 def test_an_old_key_in_the_key_file_still_opens(store: AgeStore) -> None:
     old = store.key_path.read_text()
     store.key_path.write_text(f"{pyrage.x25519.Identity.generate()}\n{old}")
-    assert store.get("postgres.password.workload").reveal() == VALUE
+    assert store.get("postgres.password.parking").reveal() == VALUE
 
 
 # --- the key ------------------------------------------------------------------------------------------------------
@@ -188,8 +189,8 @@ def test_wrong_key(store: AgeStore) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("", "has no age identity"),
-        ("# only a comment\n", "has no age identity"),
+        ("", "contains no age identity"),
+        ("# only a comment\n", "contains no age identity"),
         ("AGE-SECRET-KEY-1NONSENSE\n", "line 1 of .* is not an age identity"),
         ("# comment\n\nage1publickey\n", "line 3 of .* is not an age identity"),
         (f"{VALUE}\n", "line 1 of .* is not an age identity"),
@@ -208,14 +209,14 @@ def test_key_file_that_is_not_text(store: AgeStore) -> None:
 def test_key_path_that_is_a_directory(store: AgeStore) -> None:
     store.key_path.unlink()
     store.key_path.mkdir()
-    fails(store, "can't be read|is not a plain file")
+    fails(store, "cannot be read|is not a regular file")
 
 
 @pytest.mark.timeout(10)
 def test_key_path_that_is_a_pipe_does_not_hang(store: AgeStore) -> None:
     store.key_path.unlink()
     os.mkfifo(store.key_path, 0o600)
-    fails(store, "is not a plain file")
+    fails(store, "is not a regular file")
 
 
 def test_an_identity_is_never_replaced(store: AgeStore) -> None:
@@ -234,7 +235,7 @@ def test_missing_file(store: AgeStore) -> None:
         store.set_many({"sentry.dsn": "x"})
 
 
-@pytest.mark.parametrize("content", [b"", b"\0", f"postgres.password.workload: {VALUE}\n".encode()])
+@pytest.mark.parametrize("content", [b"", b"\0", f"postgres.password.parking: {VALUE}\n".encode()])
 def test_file_that_is_not_age(content: bytes, store: AgeStore) -> None:
     store.path.write_bytes(content)
     assert ".bak" in fails(store, rf"is not an age file \({len(content)} bytes\)").next_step
@@ -244,14 +245,14 @@ def test_file_that_is_not_age(content: bytes, store: AgeStore) -> None:
 def test_file_cut_short(kept: float, store: AgeStore) -> None:
     content = store.path.read_bytes()
     store.path.write_bytes(content[: int(len(content) * kept)])
-    fails(store, "is damaged or cut short|is not encrypted for the key")
+    fails(store, "is damaged or incomplete|is not encrypted for the key")
 
 
 def test_file_with_a_flipped_bit_in_the_payload(store: AgeStore) -> None:
     content = bytearray(store.path.read_bytes())
     content[-30] ^= 1
     store.path.write_bytes(content)
-    fails(store, "is damaged or cut short")
+    fails(store, "is damaged or incomplete")
 
 
 def test_file_made_for_another_key(store: AgeStore) -> None:
@@ -268,7 +269,7 @@ def test_file_made_for_another_key(store: AgeStore) -> None:
         (f"5: {VALUE}\n", "is not a mapping of names"),
         (f"a.b: '{VALUE}\nc.d: x\n", "is not valid YAML, line"),
         (f"a.b: {VALUE}: {OTHER}\n", "is not valid YAML, line 1"),
-        (f"a.b: {VALUE}\na.b: {OTHER}\n", "line 1, or has a name twice"),
+        (f"a.b: {VALUE}\na.b: {OTHER}\n", "line 1, or gives a name twice"),
         (f"? [{VALUE}]\n: x\n", "is not valid YAML|is not a mapping"),
         (f"a.b: !!python/name:{VALUE} ''\n", "is not valid YAML, line 1"),
         ("a.b: 2024-99-99\n", "is not valid YAML"),
@@ -303,7 +304,7 @@ def test_empty_content_has_no_secrets(store: AgeStore) -> None:
 def test_a_bad_value_leaves_everything_as_it_was(values: dict[str, str], store: AgeStore) -> None:
     before = {path.name: path.read_bytes() for path in store.path.parent.iterdir()}
     with pytest.raises(SecretError):
-        store.set_many({"postgres.password.workload": "new"} | values)
+        store.set_many({"postgres.password.parking": "new"} | values)
     assert {path.name: path.read_bytes() for path in store.path.parent.iterdir()} == before
 
 
@@ -318,7 +319,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(*((os, "fsync") if broken == "fsync" else (Path, "replace")), full)
-    with pytest.raises(SecretError, match="can't be written: No space left on device") as caught:
+    with pytest.raises(SecretError, match="cannot be written: No space left on device") as caught:
         store.set_many({"sentry.dsn": VALUE})
     monkeypatch.undo()
     assert_silent(caught.value, VALUE)
@@ -329,9 +330,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(
 def test_a_damaged_file_is_not_overwritten(store: AgeStore) -> None:
     content = store.path.read_bytes()[:-20]
     store.path.write_bytes(content)
-    with pytest.raises(SecretError, match="damaged or cut short"):
+    with pytest.raises(SecretError, match="damaged or incomplete"):
         store.set_many({"sentry.dsn": "x"})
-    with pytest.raises(SecretError, match="damaged or cut short"):
+    with pytest.raises(SecretError, match="damaged or incomplete"):
         store.prepare()
     assert store.path.read_bytes() == content
 
@@ -357,10 +358,10 @@ def test_writers_at_the_same_time_lose_nothing(store: AgeStore) -> None:
 
 
 def test_a_writer_that_never_ends_is_not_waited_for(store: AgeStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "LOCK_WAIT_S", 0.1)
+    monkeypatch.setattr(age, "LOCK_WAIT_S", 0.1)
     with (
-        files.locked(store.path.parent),
-        pytest.raises(SecretError, match="another process is writing secrets"),
+        files.lock(store.path.parent, 1),
+        pytest.raises(MinipcError, match="has been locked by another process"),
     ):
         store.set_many({"sentry.dsn": "x"})
 
@@ -370,18 +371,18 @@ def test_a_writer_that_never_ends_is_not_waited_for(store: AgeStore, monkeypatch
 
 @pytest.fixture
 def production(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AgeStore:
-    monkeypatch.setattr(backends.paths, "ROOT", tmp_path / "repository")
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "repository")
     monkeypatch.setenv("MINIPC_AGE_KEY_FILE", str(tmp_path / "elsewhere" / "key.txt"))
     monkeypatch.setenv("MINIPC_STATE_DIR", str(tmp_path / "state"))
     store = open_store("production", AGE)
     assert isinstance(store, AgeStore)
     store.prepare()
-    store.set_many({"postgres.password.workload": VALUE, "redis.password.workload": OTHER})
+    store.set_many({"postgres.password.parking": VALUE, "redis.password.parking": OTHER})
     return store
 
 
 def test_load_resolves_all_names_at_once(production: AgeStore) -> None:
-    wanted = ["postgres.password.workload", "redis.password.workload"]
+    wanted = ["postgres.password.parking", "redis.password.parking"]
     secrets = load("production", wanted, optional=["sentry.dsn"], settings=AGE)
     assert {name: secrets[name].reveal() for name in secrets} == dict(zip(wanted, (VALUE, OTHER), strict=True))
     assert secrets.optional("sentry.dsn") is None
@@ -390,23 +391,23 @@ def test_load_resolves_all_names_at_once(production: AgeStore) -> None:
 def test_load_lists_every_missing_name_with_the_nearest_one(production: AgeStore) -> None:
     wanted = [
         "postgres.password.worklaod",
-        "redis.password.workload",
-        "redis.pasword.workload",
+        "redis.password.parking",
+        "redis.pasword.parking",
         "grafana.admin_password",
     ]
     with pytest.raises(SecretError) as caught:
         load("production", wanted, settings=AGE)
     message = str(caught.value)
     assert "3 secrets are missing in age" in message
-    assert "postgres.password.worklaod; did you mean postgres.password.workload?" in message
-    assert "redis.pasword.workload; did you mean redis.password.workload?" in message
+    assert "postgres.password.worklaod; did you mean postgres.password.parking?" in message
+    assert "redis.pasword.parking; did you mean redis.password.parking?" in message
     assert "- grafana.admin_password\n" in message
     assert "minipc secrets set NAME" in message
     assert_silent(caught.value, VALUE, OTHER)
 
 
 def test_get_of_an_unknown_name_suggests_the_nearest(production: AgeStore) -> None:
-    with pytest.raises(SecretError, match=r"a secret is missing(.|\n)*did you mean redis\.password\.workload\?"):
+    with pytest.raises(SecretError, match=r"a secret is missing(.|\n)*did you mean redis\.password\.parking\?"):
         production.get("redis.password.worklod")
 
 
@@ -429,7 +430,7 @@ def test_the_lab_never_touches_the_repository_or_the_operators_key(production: A
 
 @pytest.mark.parametrize("environment", ["", "../production", "Production", "a/b", "x" * 40])
 def test_environments_that_are_no_names(environment: str) -> None:
-    with pytest.raises(SecretError, match="not the name of an environment"):
+    with pytest.raises(ConfigError, match="there is no environment"):
         open_store(environment, AGE)
 
 

@@ -9,11 +9,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from minipc import config
+from minipc.cli.secrets import secrets
 from minipc.config.load import group_data
-from minipc.errors import ConfigError, MinipcError, RefusedError, SecretError
+from minipc.core import paths
+from minipc.core.errors import ConfigError, MinipcError, RefusedError, SecretError
 from minipc.secrets import backends, catalogue
 from minipc.secrets.age import AgeStore
-from minipc.secrets.cli import secrets
+from tests.unit.secrets_leaks import assert_silent
 from tests.unit.secrets_vault_server import FakeVault
 
 REQUIRED = sum(not entry.optional for entry in catalogue.for_environment("lab"))
@@ -27,7 +29,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a command on a repository and a home of its own; production is configured as the lab is."""
     lab = config.load("lab")
     monkeypatch.setattr(config, "load", lambda environment: lab)
-    monkeypatch.setattr(backends.paths, "ROOT", tmp_path / "repository")
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "repository")
     monkeypatch.setenv("MINIPC_AGE_KEY_FILE", str(tmp_path / "age.key"))
     monkeypatch.setenv("MINIPC_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("VAULT_TOKEN", "root-token")
@@ -55,9 +57,9 @@ def error_of(result: Result) -> MinipcError:
 def test_init_makes_key_file_and_values(run: Run) -> None:
     result = run("init")
     assert result.exit_code == 0, result.output
-    assert "made age key" in result.output
-    assert "generated postgres.password.workload" in result.output
-    assert "optional, yours to set: sentry.dsn" in result.output
+    assert "created age key" in result.output
+    assert "generated postgres.password.parking" in result.output
+    assert "optional, set it yourself: watcher.alive_url" in result.output
     assert "generated" not in run("init").output
 
 
@@ -66,7 +68,7 @@ def test_renew_replaces_what_the_machine_proves_itself_with(run: Run, store: Age
     result = run("renew", "--machine")
     assert result.exit_code == 0, result.output
     changed = {name for name, value in before.items() if store.get(name).reveal() != value}
-    assert changed == set(catalogue.GENERATION)
+    assert changed == set(catalogue.generation(config.load("lab")))
     assert not any(value in result.output for value in before.values())
     assert run("renew").exit_code == 2, "nothing was named"
 
@@ -76,8 +78,8 @@ def test_list_shows_names_and_states_only(run: Run, store: AgeStore) -> None:
     result = run("list")
     lines = {line.split()[0]: line for line in result.output.splitlines()}
     assert result.output.startswith(f"age: {store.path}")
-    assert " present " in lines["postgres.password.workload"]
-    assert "missing, optional" in lines["sentry.dsn"]
+    assert " present " in lines["postgres.password.parking"]
+    assert "missing, optional" in lines["watcher.alive_url"]
     assert "present, unused" in lines["left.over"]
     for name in store.names():
         assert store.get(name).reveal() not in result.output
@@ -95,23 +97,23 @@ def test_check_names_what_is_missing(run: Run, store: AgeStore) -> None:
     message = str(error_of(run("check")))
     assert f"{REQUIRED} secrets are missing" in message
     assert "redis.password.monitoring" in message
-    assert "sentry" not in message
+    assert "sentry.example" not in message
 
 
 def test_set_reads_standard_input(run: Run, store: AgeStore) -> None:
-    result = run("set", "sentry.dsn", stdin=f"{VALUE}\n")
+    result = run("set", "watcher.alive_url", stdin=f"{VALUE}\n")
     assert result.exit_code == 0, result.output
-    assert store.get("sentry.dsn").reveal() == VALUE
+    assert store.get("watcher.alive_url").reveal() == VALUE
     assert VALUE not in result.output
 
 
 def test_set_asks_twice_without_echo(run: Run, store: AgeStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minipc.secrets.cli._is_terminal", lambda: True)
-    result = run("set", "sentry.dsn", stdin=f"{VALUE}\n{VALUE}\n")
+    monkeypatch.setattr("minipc.cli.secrets._is_terminal", lambda: True)
+    result = run("set", "watcher.alive_url", stdin=f"{VALUE}\n{VALUE}\n")
     assert result.exit_code == 0, result.output
-    assert "value of sentry.dsn" in result.output
+    assert "value of watcher.alive_url" in result.output
     assert VALUE not in result.output
-    assert store.get("sentry.dsn").reveal() == VALUE
+    assert store.get("watcher.alive_url").reveal() == VALUE
 
 
 @pytest.mark.parametrize(
@@ -119,18 +121,36 @@ def test_set_asks_twice_without_echo(run: Run, store: AgeStore, monkeypatch: pyt
 )
 def test_set_refuses_what_is_no_value(stdin: str | bytes, match: str, run: Run, store: AgeStore) -> None:
     before = store.path.read_bytes()
-    assert match in str(error_of(run("set", "sentry.dsn", stdin=stdin)))
+    assert match in str(error_of(run("set", "watcher.alive_url", stdin=stdin)))
     assert store.path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "value", ["p@ss", "a/b", "50%", "a#b", "what?", 'say "x"', "back\\slash", "two words", "ünïcode", "a" * 73]
+)
+@pytest.mark.parametrize("name", ["redis.password.parking", "postgres.password.parking", "offsite.rest_password"])
+def test_set_refuses_a_password_that_a_program_cannot_take(name: str, value: str, run: Run, store: AgeStore) -> None:
+    before = store.path.read_bytes()
+    error = error_of(run("set", name, stdin=f"{value}\n"))
+    assert error.what == f"the value of {name} cannot be used"
+    assert error.next_step.startswith("allowed: letters, digits and -_.~ only")
+    assert_silent(error, value)
+    assert store.path.read_bytes() == before
+
+
+def test_check_names_a_value_that_was_stored_by_other_means(run: Run, store: AgeStore) -> None:
+    store.set_many({"redis.password.parking": "two words"})
+    assert str(error_of(run("check"))).startswith("the value of redis.password.parking cannot be used")
+
+
 def test_set_suggests_the_nearest_name(run: Run, store: AgeStore) -> None:
-    message = str(error_of(run("set", "sentry.dns", stdin=VALUE)))
-    assert "did you mean sentry.dsn?" in message
+    message = str(error_of(run("set", "watcher.alive_ulr", stdin=VALUE)))
+    assert "did you mean watcher.alive_url?" in message
     assert VALUE not in message
 
 
 @pytest.mark.parametrize(
-    "arguments", [("sentry.dsn", VALUE), ("sentry.dsn", "--", VALUE), (f"sentry.dsn={VALUE}",), ()]
+    "arguments", [("watcher.alive_url", VALUE), ("watcher.alive_url", "--", VALUE), (f"watcher.alive_url={VALUE}",), ()]
 )
 def test_a_value_on_the_command_line_is_refused_and_not_repeated(
     arguments: tuple[str, ...], run: Run, store: AgeStore
@@ -138,7 +158,7 @@ def test_a_value_on_the_command_line_is_refused_and_not_repeated(
     result = run("set", *arguments, stdin="x")
     assert result.exit_code != 0
     assert VALUE not in result.output + str(result.exception)
-    assert "sentry.dsn" not in store.names()
+    assert "watcher.alive_url" not in store.names()
 
 
 def test_copy_to_vault_and_back(run: Run, store: AgeStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,16 +167,17 @@ def test_copy_to_vault_and_back(run: Run, store: AgeStore, monkeypatch: pytest.M
         monkeypatch.setattr(config, "load", lambda environment: with_vault)
         result = run("copy", "--from", "age", "--to", "vault")
         assert result.exit_code == 0, result.output
-        assert f"{REQUIRED} copied, 0 were the same" in result.output
+        assert f"{REQUIRED} copied, 0 already the same" in result.output
         assert server.get("minipc/production/postgres") == {
-            "password.workload": store.get("postgres.password.workload").reveal(),
+            "password.parking_owner": store.get("postgres.password.parking_owner").reveal(),
+            "password.parking": store.get("postgres.password.parking").reveal(),
             "password.monitoring": store.get("postgres.password.monitoring").reveal(),
         }
-        assert f"0 copied, {REQUIRED} were the same" in run("copy", "--from", "vault", "--to", "age").output
-        store.set_many({"postgres.password.workload": "changed"})
+        assert f"0 copied, {REQUIRED} already the same" in run("copy", "--from", "vault", "--to", "age").output
+        store.set_many({"postgres.password.parking": "changed"})
         assert isinstance(error_of(run("copy", "--from", "vault", "--to", "age")), RefusedError)
         assert (
-            f"1 copied, {REQUIRED - 1} were the same"
+            f"1 copied, {REQUIRED - 1} already the same"
             in run("copy", "--from", "vault", "--to", "age", "--overwrite").output
         )
 

@@ -9,21 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from minipc import keys
-from minipc.errors import RefusedError, SecretError
-from minipc.secrets import catalogue, generate
+from minipc.config.secrets_settings import VaultSettings
+from minipc.core.errors import RefusedError, SecretError
+from minipc.secrets import catalogue, ed25519, generate
 from minipc.secrets.age import AgeStore
 from minipc.secrets.catalogue import Entry
 from minipc.secrets.copying import copy
 from minipc.secrets.secret import Secret, check_name
-from minipc.secrets.settings import VaultSettings
 from minipc.secrets.vault import VaultStore
 from tests.unit.secrets_leaks import assert_silent
 from tests.unit.secrets_vault_server import FakeVault
 
-PASSWORD = Entry("postgres.password.workload", "postgres", "a password", "alphanumeric")
+PASSWORD = Entry("postgres.password.parking", "postgres", "a password", "alphanumeric")
 KEY = Entry("wireguard.private_key", "vpn", "a key", "wireguard")
-DSN = Entry("sentry.dsn", "workload", "supplied", None, optional=True)
+DSN = Entry("sentry.dsn", "parking", "supplied", None, optional=True)
 
 
 @pytest.fixture
@@ -48,8 +47,8 @@ def vault(server: FakeVault, monkeypatch: pytest.MonkeyPatch) -> VaultStore:
 
 def test_an_ssh_key_is_one_and_a_new_one_each_time() -> None:
     first, second = (Secret("backups.sftp_key", generate.new_value("ssh-key")) for _ in range(2))
-    assert keys.public_key(first).startswith("ssh-ed25519 AAAA")
-    assert keys.public_key(first) != keys.public_key(second)
+    assert ed25519.public_key(first).startswith("ssh-ed25519 AAAA")
+    assert ed25519.public_key(first) != ed25519.public_key(second)
 
 
 def test_renewing_replaces_the_named_ones_only(monkeypatch: pytest.MonkeyPatch, age: AgeStore) -> None:
@@ -59,7 +58,7 @@ def test_renewing_replaces_the_named_ones_only(monkeypatch: pytest.MonkeyPatch, 
     generate.renew("lab", catalogue.GENERATION)
     changed = {name for name, secret in before.items() if age.get(name) != secret}
     assert changed == set(catalogue.GENERATION)
-    with pytest.raises(SecretError, match=r"can't be generated: sentry\.dsn"):
+    with pytest.raises(SecretError, match=r"cannot be generated: sentry\.dsn"):
         generate.renew("lab", ["sentry.dsn"])
 
 
@@ -67,8 +66,8 @@ def test_renewing_replaces_the_named_ones_only(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_names_come_from_roles_and_users() -> None:
-    assert [entry.name for entry in catalogue.needed("postgres", ["workload", "monitoring"])] == [
-        "postgres.password.workload",
+    assert [entry.name for entry in catalogue.needed("postgres", ["parking", "monitoring"])] == [
+        "postgres.password.parking",
         "postgres.password.monitoring",
     ]
     assert [entry.name for entry in catalogue.needed("redis", ["cache"])] == [catalogue.redis_password("cache")]
@@ -76,24 +75,11 @@ def test_names_come_from_roles_and_users() -> None:
     assert catalogue.needed("firewall") == []
 
 
-def test_what_the_operator_supplies() -> None:
-    (dsn,) = catalogue.needed("workload")
-    assert (dsn.name, dsn.generate, dsn.optional) == ("sentry.dsn", None, True)
-
-
 def test_the_whole_catalogue_of_an_environment() -> None:
     entries = catalogue.for_environment("lab")
     names = [check_name(entry.name) for entry in entries]
     assert len(set(names)) == len(names)
-    assert {"postgres.password.workload", "redis.password.workload", "sentry.dsn"} <= set(names)
-
-
-def test_sentry_is_required_where_the_configuration_uses_it() -> None:
-    from minipc import config
-
-    for wanted in (False, True):
-        entries = catalogue.whole(config.load("lab", workload_sentry=wanted))
-        assert next(entry for entry in entries if entry.name == "sentry.dsn").optional is not wanted
+    assert {"postgres.password.parking", "redis.password.parking"} <= set(names)
 
 
 # --- generated values ---------------------------------------------------------------------------------------------
@@ -135,8 +121,8 @@ def test_the_lab_is_generated_outside_the_repository(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MINIPC_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("MINIPC_AGE_KEY_FILE", str(tmp_path / "operators.key"))
     first = generate.generate("lab")
-    assert "postgres.password.workload" in first.generated
-    assert {entry.name for entry in first.to_supply} >= {"sentry.dsn", "dns.cloudflare_token"}
+    assert "postgres.password.parking" in first.generated
+    assert {entry.name for entry in first.to_supply} >= {"watcher.alive_url", "dns.cloudflare_token"}
     assert all(entry.generate is None for entry in first.to_supply)
     assert generate.generate("lab").generated == []
     assert sorted(path.name for path in (tmp_path / "state/lab/secrets").iterdir()) == [
@@ -169,9 +155,9 @@ def test_copy_keeps_what_only_the_target_has(age: AgeStore, vault: VaultStore) -
 
 
 def test_copy_refuses_to_replace_another_value(age: AgeStore, vault: VaultStore, server: FakeVault) -> None:
-    age.set_many({PASSWORD.name: "swordfish-one", "redis.password.workload": "same"})
+    age.set_many({PASSWORD.name: "swordfish-one", "redis.password.parking": "same"})
     vault.set_many({PASSWORD.name: "swordfish-two"})
-    with pytest.raises(RefusedError, match=r"has other values for postgres\.password\.workload") as caught:
+    with pytest.raises(RefusedError, match=r"has other values for postgres\.password\.parking") as caught:
         copy(age, vault)
     assert_silent(caught.value, "swordfish-")
     assert list(server.versions) == ["minipc/production/postgres"]

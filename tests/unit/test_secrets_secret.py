@@ -12,7 +12,7 @@ import pytest
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from minipc.errors import SecretError
+from minipc.core.errors import SecretError
 from minipc.secrets.logs import show_labels
 from minipc.secrets.secret import Secret, Secrets, check_name
 from tests.unit.secrets_leaks import assert_silent
@@ -22,7 +22,7 @@ VALUE = "hunter2-correct-horse"
 
 @pytest.fixture
 def secret() -> Secret:
-    return Secret("postgres.password.workload", VALUE)
+    return Secret("postgres.password.parking", VALUE)
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def test_reveal_gives_the_value(secret: Secret) -> None:
 
 
 def test_repr_names_it_and_hides_the_value(secret: Secret) -> None:
-    assert re.fullmatch(r"Secret\(postgres\.password\.workload, sha256:[0-9a-f]{6}\)", repr(secret))
+    assert re.fullmatch(r"Secret\(postgres\.password\.parking, sha256:[0-9a-f]{6}\)", repr(secret))
     assert repr(Secret("a.b", VALUE)) != repr(Secret("a.b", VALUE + "x"))
-    assert VALUE not in repr(Secrets({"postgres.password.workload": secret}))
+    assert VALUE not in repr(Secrets({"postgres.password.parking": secret}))
 
 
 def test_the_label_is_no_plain_hash_to_guess_against(secret: Secret) -> None:
@@ -94,14 +94,12 @@ def test_a_template_that_forgets_reveal_stops_and_writes_no_mask(
 
 def test_a_template_that_reveals_gets_the_value(secret: Secret) -> None:
     secrets = Secrets({secret.name: secret})
-    template = Environment(undefined=StrictUndefined).from_string(
-        "{{ secrets['postgres.password.workload'].reveal() }}"
-    )
+    template = Environment(undefined=StrictUndefined).from_string("{{ secrets['postgres.password.parking'].reveal() }}")
     assert template.render(secrets=secrets) == VALUE
 
 
 def test_refusal_says_which_secret_and_what_to_do(secret: Secret) -> None:
-    with pytest.raises(TypeError, match=r"postgres\.password\.workload.*\.reveal\(\)"):
+    with pytest.raises(TypeError, match=r"postgres\.password\.parking.*\.reveal\(\)"):
         str(secret)
 
 
@@ -179,7 +177,7 @@ def test_secrets_tell_not_asked_from_not_set(secret: Secret) -> None:
     assert "sentry.dsn" not in secrets
     with pytest.raises(SecretError, match=r"optional secret sentry\.dsn is not set"):
         secrets["sentry.dsn"]
-    with pytest.raises(SecretError, match=r"redis\.password\.x was not asked for"):
+    with pytest.raises(SecretError, match=r"redis\.password\.x was not requested"):
         secrets["redis.password.x"]
-    with pytest.raises(SecretError, match=r"redis\.password\.x was not asked for"):
+    with pytest.raises(SecretError, match=r"redis\.password\.x was not requested"):
         secrets.optional("redis.password.x")

@@ -1,4 +1,4 @@
-"""The line of `minipc status` that is the off-site machine's."""
+"""The line of `minipc status` about the off-site host."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from minipc.errors import CouldNotVerifyError
+from minipc.core.errors import CouldNotVerifyError
 from playbooks import status
 
-WELL = {name: {"failures": 0, "reason": ""} for name in ("service", "ping", *status.WATCHED_THERE)}
+
+def alert(name, each=""):
+    return {"labels": {"alertname": name}, "annotations": {"each": each} if each else {}}
+
+
+WELL = [alert("Watchdog")]
 
 
 def answers(monkeypatch, printed, machine="offsite"):
@@ -28,15 +33,16 @@ def answers(monkeypatch, printed, machine="offsite"):
     ("printed", "sign", "told", "code"),
     [
         (json.dumps(WELL), "✓", "yes", 0),
-        (json.dumps(WELL | {"copies": {"failures": 1, "reason": "no room"}}), "✗", "copies: no room", 1),
-        # The service is asked for by the other questions.
-        (json.dumps(WELL | {"service": {"failures": 9, "reason": "x"}}), "✓", "yes", 0),
+        (json.dumps([*WELL, alert("CopyTrouble", "no space")]), "✗", "CopyTrouble (no space)", 1),
+        (json.dumps([*WELL, alert("MachineSilent")]), "✗", "MachineSilent", 1),
+        (json.dumps([*WELL, alert("ChannelTest")]), "✓", "yes", 0),
+        ("[]", "?", "Watchdog is missing", 4),
         (CouldNotVerifyError("offsite: SSH failed"), "?", "SSH failed", 4),
-        ("", "?", "can't be asked", 4),
-        (json.dumps({"service": {}}), "?", "can't be asked", 4),
+        ("", "?", "cannot be asked", 4),
+        (json.dumps([{"service": {}}]), "?", "cannot be asked", 4),
     ],
 )
-def test_the_watcher_of_the_off_site_machine_is_asked(monkeypatch, printed, sign, told, code):
+def test_the_external_monitor_is_asked(monkeypatch, printed, sign, told, code):
     beside = answers(monkeypatch, printed)
     row = [text.plain for text in status._row_of_off_site(beside)]
     assert row[0] == sign
@@ -45,5 +51,5 @@ def test_the_watcher_of_the_off_site_machine_is_asked(monkeypatch, printed, sign
     assert status._exit_code(verdict, beside) == code
 
 
-def test_without_an_off_site_machine_there_is_no_line(monkeypatch):
+def test_without_an_off_site_host_there_is_no_line(monkeypatch):
     assert answers(monkeypatch, "", machine=None) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from minipc.paths import ROOT
+from minipc.core.paths import ROOT
 
 
 def pattern() -> re.Pattern[str]:

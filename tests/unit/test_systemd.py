@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from minipc.facts.files import FileState
-from minipc.operations.files import Placed
-from minipc.operations.systemd import digest_of, steps_to
+from minipc.pyinfra_ext.facts.files import FileState
+from minipc.pyinfra_ext.operations.files import Placed
+from minipc.pyinfra_ext.operations.systemd import digest_of, steps_to
 
 RUNNING = {
     "ActiveState": "active",

@@ -8,15 +8,16 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from minipc import inventory
+from minipc.cli import vpn
 from minipc.config import load
-from minipc.errors import ConfigError, RefusedError, SecretError
-from minipc.lab import tunnel
+from minipc.core.errors import ConfigError, RefusedError, SecretError
+from minipc.remote import inventory
 from minipc.secrets import Secret
-from minipc.vpn import cli
 from minipc.vpn.client import qr_code
 from minipc.vpn.keys import public_key
 from minipc.vpn.peers import free_addresses, read_peers, write_peers
+from playbooks import vpn_clients
+from rehearsal.lab import tunnel
 
 NETWORKS = ["10.99.0.0/29", "fd99::/64"]
 # Made by `wg genkey` and `wg pubkey`.
@@ -29,19 +30,19 @@ def home(tmp_path, monkeypatch):
     peers = tmp_path / "peers.json"
 
     def target(environment, alias=None):
-        data = {"vpn_peers": read_peers(peers), "edge_domain": "service.example.org", "host_operator_keys": []}
+        data = {"vpn_peers": read_peers(peers), "vpn_endpoint": "service.example.org", "host_operator_keys": []}
         return inventory.Target("mini", data, load(environment, **data))
 
     monkeypatch.setenv("MINIPC_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setattr(cli, "the_target", target)
-    monkeypatch.setattr(cli, "read_peers", lambda: read_peers(peers))
-    monkeypatch.setattr(cli, "write_peers", lambda changed: write_peers(changed, peers))
-    monkeypatch.setattr(cli, "load", lambda environment, names: {name: Secret(name, PRIVATE) for name in names})
+    monkeypatch.setattr(vpn, "the_target", target)
+    monkeypatch.setattr(vpn_clients, "read_peers", lambda: read_peers(peers))
+    monkeypatch.setattr(vpn_clients, "write_peers", lambda changed: write_peers(changed, peers))
+    monkeypatch.setattr(vpn_clients, "load", lambda environment, names: {name: Secret(name, PRIVATE) for name in names})
     return tmp_path
 
 
 def run(*argv):
-    return CliRunner().invoke(cli.vpn, list(argv), catch_exceptions=True)
+    return CliRunner().invoke(vpn.vpn, list(argv), catch_exceptions=True)
 
 
 def test_the_public_key_is_wireguards():
@@ -50,7 +51,7 @@ def test_the_public_key_is_wireguards():
 
 @pytest.mark.parametrize("value", ["no base64!", "aGVsbG8="])
 def test_another_value_is_no_key(value):
-    with pytest.raises(SecretError, match=r"vpn\.x is no WireGuard private key") as error:
+    with pytest.raises(SecretError, match=r"vpn\.x is not a WireGuard private key") as error:
         public_key(Secret("vpn.x", value))
     assert value not in str(error.value)
 
@@ -84,7 +85,7 @@ def test_a_device_is_added(home):
 def test_the_qr_code_is_for_a_terminal_only(home, monkeypatch):
     """It holds the private key, and output that goes elsewhere is kept by somebody."""
     assert "█" not in run("add", "laptop").output
-    monkeypatch.setattr(cli, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr(vpn, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
     assert "█" in run("add", "phone").output
     assert "█" not in run("add", "tablet", "--no-qr").output
 
@@ -115,10 +116,10 @@ def test_devices_are_listed_and_revoked(home):
     listed = run("list").output
     assert "laptop" in listed
     assert "10.99.0.3/32" in listed
-    assert "2 devices" in listed
+    assert "2 VPN clients" in listed
     done = run("revoke", "laptop")
     assert "minipc apply vpn" in done.output
-    assert "1 devices" in run("list").output
+    assert "1 VPN client\n" in run("list").output
     # Its address is free again, its key is not known any more.
     assert [peer["name"] for peer in read_peers(home / "peers.json")] == ["phone"]
 
@@ -126,14 +127,14 @@ def test_devices_are_listed_and_revoked(home):
 def test_revoking_a_stranger_names_those_there_are(home):
     run("add", "laptop", "--no-qr")
     done = run("revoke", "labtop")
-    assert "no device 'labtop'" in str(done.exception)
-    assert "there are: laptop" in str(done.exception)
+    assert "has no client 'labtop'" in str(done.exception)
+    assert "it has: laptop" in str(done.exception)
 
 
 def test_a_damaged_list_is_named(tmp_path):
     path = tmp_path / "peers.json"
     path.write_text("{")
-    with pytest.raises(ConfigError, match=r"peers\.json is not what `minipc vpn add` writes"):
+    with pytest.raises(ConfigError, match=r"peers\.json is not a list of VPN clients"):
         read_peers(path)
 
 
@@ -165,13 +166,31 @@ def where(monkeypatch, tmp_path, glass: str, **options):
 
 def test_with_the_glass_broken_the_machine_is_reached_beside_its_vpn_and_stays_so(monkeypatch, tmp_path):
     lan = {"lan_address": "192.168.1.10"}
-    assert where(monkeypatch, tmp_path, "", **lan) == ("10.99.0.1", None)
+    assert where(monkeypatch, tmp_path, "", **lan) == ("10.99.0.1", "vpn")
     assert where(monkeypatch, tmp_path, "1", **lan) == ("192.168.1.10", "networks")
     assert where(monkeypatch, tmp_path, "1") == ("10.99.0.1", "networks")
 
 
+def test_the_operators_networks_are_closed_once_the_machine_is_reached_through_its_vpn(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINIPC_STATE_DIR", str(tmp_path))
+    monkeypatch.delenv("MINIPC_BREAK_GLASS", raising=False)
+    access = {
+        address: inventory.target("mini", address=address)[1].get("firewall_operator_access")
+        for address in ("10.99.0.1", "fd99:6d69:6e69::1", "192.168.1.10", "mini.example.org")
+    }
+    assert access == {
+        "10.99.0.1": "vpn",
+        "fd99:6d69:6e69::1": "vpn",
+        "192.168.1.10": None,
+        "mini.example.org": None,
+    }
+    monkeypatch.setattr(inventory, "group_data", lambda _: {"firewall_operator_access": "networks"})
+    assert "firewall_operator_access" not in inventory.target("mini", address="10.99.0.1")[1]
+    assert load("production", host_operator_keys=[]).firewall.operator_access == "networks"
+
+
 def test_every_command_that_connects_can_break_the_glass():
-    from minipc.cli import cli as commands
+    from minipc.cli.main import cli as commands
 
     for name in ("plan", "apply", "verify", "drill", "status"):
         command = commands.get_command(None, name)

@@ -1,6 +1,6 @@
-"""One GET over HTTP/3, as a browser sends it: `python -m tests.verify.http3_client ADDRESS DOMAIN PATH CA_FILE`.
+"""Send one GET request over HTTP/3: `python -m tests.verify.http3_client ADDRESS DOMAIN PATH CA_FILE`.
 
-Prints the status, or nothing where nobody answers. A process of its own, because it has to run in a network namespace.
+Prints the status, or nothing if there is no answer. A separate process, because it has to run in a network namespace.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ LIMIT_S = 10
 
 
 class Client(QuicConnectionProtocol):
-    """Sends one request and waits for the head of its answer."""
+    """Send one request and wait for the response headers."""
 
     status: asyncio.Future[str]
 
     async def get(self, domain: str, path: str) -> str:
-        """The status of the answer."""
+        """Return the HTTP status of the answer."""
         self.http = H3Connection(self._quic)
         self.status = asyncio.get_running_loop().create_future()
-        head = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", domain), (b":path", path)]
+        head = {":method": "GET", ":scheme": "https", ":authority": domain, ":path": path}
         stream = self._quic.get_next_available_stream_id()
-        self.http.send_headers(
-            stream, [(name, value if isinstance(value, bytes) else value.encode()) for name, value in head], True
-        )
+        self.http.send_headers(stream, [(name.encode(), value.encode()) for name, value in head.items()], True)
         self.transmit()
         return await self.status
 
@@ -42,8 +40,8 @@ class Client(QuicConnectionProtocol):
 
 
 async def main(address: str, domain: str, path: str, ca_file: str) -> str:
-    """Connects, verifies the certificate, asks."""
-    # `address` is where the name leads; the certificate must be the name's.
+    """Connect, verify the certificate, send the request and return the HTTP status."""
+    # Connects to `address`, but the certificate must be valid for `domain`.
     configuration = QuicConfiguration(alpn_protocols=H3_ALPN, server_name=domain, cafile=ca_file or None)
     async with connect(address, 443, configuration=configuration, create_protocol=Client) as client:
         assert isinstance(client, Client)

@@ -1,4 +1,4 @@
-"""Loki as the checks ask it, on the machine itself."""
+"""Access to Loki's HTTP interface on the machine itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNIT = "loki.service"
 
 @dataclass(frozen=True)
 class Line:
-    """A line, and what it is found by."""
+    """A log line and its labels."""
 
     text: str
     labels: Mapping[str, str]
@@ -31,19 +31,20 @@ class Loki:
     port: int
 
     def request(self, path: str, body: Any = None) -> tuple[int, str]:
-        """Status (0 without an answer) and answer."""
+        """Send a request; return the HTTP status (0 if there is no answer) and the body."""
         data = f"-H 'Content-Type: application/json' --data-binary {shlex.quote(json.dumps(body))}" if body else ""
         url = shlex.quote(f"http://127.0.0.1:{self.port}{path}")
         answer, _, code = self.sh(f"curl -s -w '\\n%{{http_code}}' --max-time 20 {data} {url} || true").rpartition("\n")
         return int(code), answer
 
     def push(self, line: str, **metadata: str) -> tuple[int, str]:
+        """Store a line with structured metadata; return the HTTP status and the body."""
         entry = [str(time.time_ns()), line, metadata]
         stream = {"stream": {"service": "minipc-verify", "level": "info"}, "values": [entry]}
         return self.request("/loki/api/v1/push", {"streams": [stream]})
 
     def find(self, logql: str, limit: int = 5000) -> list[Line]:
-        """What a query finds in the last hour, oldest first; nothing while Loki doesn't answer."""
+        """Return the lines of the last hour that a query finds, oldest first; none while Loki does not answer."""
         start = int((time.time() - 3600) * 1e9)
         query = {"query": logql, "start": start, "limit": limit, "direction": "forward"}
         code, answer = self.request("/loki/api/v1/query_range?" + urlencode(query))
@@ -54,13 +55,14 @@ class Loki:
         return [Line(value[1], stream["stream"]) for stream in streams for value in stream["values"]]
 
     def ready(self, within_s: float = 90) -> bool:
+        """Return True as soon as Loki is ready, False after `within_s` seconds."""
         return bool(eventually(lambda: self.request("/ready")[0] == 200, within_s=within_s, every_s=0.5))
 
 
 def loki_there(sh: Shell, port: int) -> Loki:
-    """Loki once it is ready; NOT EXERCISED on a machine without it."""
+    """Return Loki once it is ready; NOT EXERCISED on a machine without it."""
     if sh(f"systemctl cat {UNIT} >/dev/null 2>&1 && echo yes || echo no") != "yes":
-        not_exercised("the artifact loki could not be had; the journal keeps the logs")
+        not_exercised("the artifact loki is not available; the journal keeps the logs")
     loki = Loki(sh, port)
     assert loki.ready(), "not ready within 90 s"
     return loki

@@ -1,94 +1,117 @@
-"""The service as the checks handle it, wherever it runs: stopped and started by part, its log, its metrics."""
+"""A service as the checks control it: stop and start its processes, read its logs and metrics, in both runtimes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-WORKERS = ("ingest", "forecast", "push")
-PARTS = ("api", *WORKERS)
-KUBECTL = "k3s kubectl --request-timeout=30s -n workload"
+from minipc.config.service import Service
+from minipc.services.ports import metrics_port
 
 Shell = Callable[..., str]
+PART_OF, COMPONENT = "app.kubernetes.io/part-of", "app.kubernetes.io/component"
 
 
-class Service(Protocol):
-    """What both have in common. Parts are "api" and the workers' names."""
+class RunningService(Protocol):
+    """The operations that both runtimes offer.
 
-    def stop(self, disturb: Shell, part: str) -> None:
-        """Stops a part, and waits until it is gone."""
+    Attributes:
+        file: the service as its file describes it.
+    """
 
-    def start(self, disturb: Shell, part: str) -> None:
-        """Starts it again."""
+    file: Service
 
-    def log(self) -> list[str]:
-        """The last lines of all parts."""
+    def stop(self, disturb: Shell, process: str) -> None:
+        """Stop a process and wait until it has stopped."""
+
+    def start(self, disturb: Shell, process: str) -> None:
+        """Start a process again."""
+
+    def running(self, process: str) -> int:
+        """Return how many replicas of a process run and are ready."""
         ...
 
-    def metrics(self, part: str) -> str:
-        """What Prometheus reads from all processes of a part, one after the other."""
+    def log(self) -> list[str]:
+        """Return the last log lines of all processes."""
+        ...
+
+    def metrics(self, process: str) -> str:
+        """Return the metrics of all replicas of a process, concatenated."""
         ...
 
 
-class StandIn:
-    """Units of systemd."""
+class UnderPodman:
+    """A service under podman: one systemd unit for each process (lab only)."""
 
-    def __init__(self, sh: Shell, ports: dict[str, int]) -> None:
-        self._sh, self._ports = sh, ports
+    def __init__(self, sh: Shell, file: Service, services: Sequence[Service]) -> None:
+        self._sh, self.file, self._services = sh, file, services
 
-    def unit(self, part: str) -> str:
-        """The unit of a part."""
-        return "workload-api.service" if part == "api" else f"workload-worker@{part}.service"
+    def unit(self, process: str) -> str:
+        """Return the name of the unit that runs a process."""
+        return f"minipc-{self.file.name}-{process}.service"
 
-    def stop(self, disturb: Shell, part: str) -> None:
-        disturb(f"systemctl stop {self.unit(part)}")
+    def stop(self, disturb: Shell, process: str) -> None:
+        disturb(f"systemctl stop {self.unit(process)}")
 
-    def start(self, disturb: Shell, part: str) -> None:
-        disturb(f"systemctl start {self.unit(part)}")
+    def start(self, disturb: Shell, process: str) -> None:
+        disturb(f"systemctl start {self.unit(process)}")
+
+    def running(self, process: str) -> int:
+        return int(self._sh(f"systemctl is-active {self.unit(process)} || true") == "active")
 
     def log(self) -> list[str]:
-        tags = " ".join(f"-t workload-{name}" for name in ("migrate", *PARTS))
-        return self._sh(f"journalctl --sync; journalctl {tags} -o cat -n 500").splitlines()
+        tags = " ".join(f"-t minipc-{self.file.name}-{each}" for each in self.file.processes)
+        fields = "-o json --output-fields=MESSAGE,_COMM -n 500"
+        entries = map(json.loads, self._sh(f"journalctl --sync; journalctl {tags} {fields}").splitlines())
+        # Podman prints the ids of what it makes into the same log.
+        return [str(entry["MESSAGE"]) for entry in entries if entry.get("_COMM") not in ("podman", "conmon", "crun")]
 
-    def metrics(self, part: str) -> str:
-        return self._sh(f"curl -s --max-time 5 http://127.0.0.1:{self._ports[part]}/metrics")
+    def metrics(self, process: str) -> str:
+        described = self.file.processes[process].metrics
+        port = metrics_port(self._services, self.file.name, process)
+        return self._sh(f"curl -s --max-time 5 http://127.0.0.1:{port}{described.path if described else '/'}")
 
 
 class InK3s:
-    """Deployments of the cluster."""
+    """A service as Deployments in K3s."""
 
-    def __init__(self, sh: Shell) -> None:
-        self._sh = sh
+    def __init__(self, sh: Shell, file: Service) -> None:
+        self._sh, self.file = sh, file
         self._replicas: dict[str, int] = {}
+        self.kubectl = f"k3s kubectl --request-timeout=30s -n {file.name}"
 
-    def stop(self, disturb: Shell, part: str) -> None:
-        self._replicas[part] = int(disturb(f"{KUBECTL} get deploy {part} -o jsonpath={{.spec.replicas}}"))
-        disturb(f"{KUBECTL} scale deploy {part} --replicas 0")
-        # As long as one of them answers while it ends, requests still go there.
-        disturb(f"{KUBECTL} wait --for=delete pod -l app.kubernetes.io/component={part} --timeout 60s")
+    def stop(self, disturb: Shell, process: str) -> None:
+        self._replicas[process] = int(disturb(f"{self.kubectl} get deploy {process} -o jsonpath={{.spec.replicas}}"))
+        disturb(f"{self.kubectl} scale deploy {process} --replicas 0")
+        # A pod that is stopping may still answer requests.
+        disturb(f"{self.kubectl} wait --for=delete pod -l {COMPONENT}={process} --timeout 60s")
 
-    def start(self, disturb: Shell, part: str) -> None:
-        disturb(f"{KUBECTL} scale deploy {part} --replicas {self._replicas.get(part, 1)}")
-        disturb(f"k3s kubectl -n workload rollout status deploy/{part} --timeout 120s")
+    def start(self, disturb: Shell, process: str) -> None:
+        disturb(f"{self.kubectl} scale deploy {process} --replicas {self._replicas.get(process, 1)}")
+        disturb(f"k3s kubectl -n {self.file.name} rollout status deploy/{process} --timeout 120s")
 
-    def log(self) -> list[str]:
-        # A pod that comes or goes has none, and kubectl then ends with 1; who looks for a line tries again.
-        parts = f"app.kubernetes.io/component in ({','.join(('migrate', *PARTS))})"
-        return self._sh(
-            f"{KUBECTL} logs -l '{parts}' --max-log-requests 20 --tail 500 2>/dev/null || true"
-        ).splitlines()
-
-    def metrics(self, part: str) -> str:
-        return self._sh(
-            "; ".join(
-                f"curl -s --noproxy '*' --max-time 5 http://{pod['status']['podIP']}:{port}/metrics"
-                for pod in self.pods(part)
-                for port in [pod["metadata"]["annotations"]["prometheus.io/port"]]
-            )
+    def running(self, process: str) -> int:
+        pods = self.pods(process)
+        return sum(
+            all(each["ready"] for each in pod["status"].get("containerStatuses", [{"ready": 0}])) for pod in pods
         )
 
-    def pods(self, part: str) -> list[Any]:
-        """The pods of a part that are not ending."""
-        found = json.loads(self._sh(f"{KUBECTL} get pods -l app.kubernetes.io/component={part} -o json"))["items"]
+    def log(self) -> list[str]:
+        # kubectl fails while a pod starts or stops and has no log yet; the caller tries again.
+        selector = shlex.quote(f"{COMPONENT} in ({','.join(self.file.processes)})")
+        return self._sh(
+            f"{self.kubectl} logs -l {selector} --max-log-requests 20 --tail 500 2>/dev/null || true"
+        ).splitlines()
+
+    def metrics(self, process: str) -> str:
+        described = self.file.processes[process].metrics
+        path = f":{described.port}{described.path}" if described else ""
+        urls = [f"http://{pod['status']['podIP']}{path}" for pod in self.pods(process)]
+        return self._sh("; ".join(f"curl -s --noproxy '*' --max-time 5 {shlex.quote(url)}" for url in urls))
+
+    def pods(self, process: str) -> list[Any]:
+        """Return the pods of a process that are not being deleted."""
+        found = json.loads(self._sh(f"{self.kubectl} get pods -l {COMPONENT}={process} -o json"))["items"]
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]

@@ -1,4 +1,4 @@
-"""Alertmanager: an alert gets to whom it should, the ones that another explains don't, and nobody else talks to it."""
+"""Checks of Alertmanager: routing, inhibition, delivery and access."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pytest
 from tests.verify.conftest import eventually, not_exercised
 
 UNIT = "prometheus-alertmanager.service"
+LONG_AGO = "2000-01-01T00:00:00Z"
 ETC = "/etc/prometheus/minipc"
 
 
 @pytest.fixture(scope="session")
 def ask(sh):
-    """curl as its user; the password is never in a command line."""
+    """Return a function that runs curl as the operator; the password is never in a command line."""
     user = f"user = operator:$(cat {ETC}/alertmanager.password)"
 
     def run(options: str) -> str:
@@ -31,20 +32,27 @@ def routed(sh, *labels: str) -> str:
 
 
 def test_only_the_machine_itself_can_connect(listeners):
-    """And there is no second port: one Alertmanager has nobody to gossip with."""
+    """Alertmanager listens on loopback only and opens no cluster port."""
     found = {(address, port) for address, port, program in listeners if program.startswith("prometheus-aler")}
     assert found == {("127.0.0.1", 9093)}
 
 
 def test_every_priority_gets_to_the_operator(sh, settings):
+    """Alerts of every priority are routed to the channels that want them."""
+    channels = settings.alertmanager.channels
     for priority in ("P1", "P2", "P3"):
-        assert routed(sh, "alertname=Anything", f"priority={priority}", "layer=data") == "operator"
-    watchdog = "watchdog" if settings.alertmanager.watchdog else "nobody"
-    assert routed(sh, "alertname=Watchdog", "priority=P3", "layer=monitoring") == watchdog
+        wanted = ",".join(channel.name for channel in channels if priority in channel.priorities)
+        assert routed(sh, "alertname=Anything", f"priority={priority}", "layer=data") == (wanted or "nobody")
+    for channel in channels:
+        assert routed(sh, "alertname=ChannelTest", f"channel={channel.name}", "priority=P3") == channel.name
+    assert routed(sh, "alertname=Watchdog", "priority=P3", "layer=monitoring") in ("watchdog", "nobody")
 
 
 def test_without_its_password_nobody_silences_anything(sh):
-    """Nor a page of another origin that an operator has open: its script has no password to send."""
+    """Alertmanager refuses every request without its password.
+
+    A web page that the operator has open in a browser cannot silence an alert either: its script has no password.
+    """
     silence = "-X POST -H 'Content-Type: application/json' -H 'Origin: https://example.org' -d '{}' "
     tries = [
         f"{silence} http://127.0.0.1:9093/api/v2/silences",
@@ -59,6 +67,7 @@ def test_without_its_password_nobody_silences_anything(sh):
 
 
 def test_prometheus_may_hand_its_alerts_over(sh):
+    """Prometheus delivers its alerts to Alertmanager without errors."""
     query = "curl -sS --noproxy '*' http://127.0.0.1:9090/api/v1/query --data-urlencode"
     up = sh(f"{query} 'query=up{{job=\"alertmanager\"}}' || true")
     if "success" not in up:
@@ -68,13 +77,14 @@ def test_prometheus_may_hand_its_alerts_over(sh):
     assert eventually(lambda: '"result":[]' in sh(failed), within_s=90, every_s=3), sh(failed)
 
 
-def test_whoever_waits_for_the_ping_gets_it(ask, settings):
-    if not settings.alertmanager.watchdog:
-        not_exercised("nobody waits for the machine's ping (alertmanager_watchdog)")
+def test_the_ping_reaches_its_url(sh, ask):
+    """The URL that expects a regular ping while alerts work gets it."""
+    if "receiver: watchdog" not in sh(f"cat {ETC}/alertmanager.yml"):
+        not_exercised("no URL expects a ping (alertmanager.watchdog_url, watcher.alive_url)")
 
     def count(kind):
         text = ask("http://127.0.0.1:9093/metrics")
-        lines = re.findall(rf'^alertmanager_notifications{kind}\{{integration="webhook".*\}} (\d+)', text, re.M)
+        lines = re.findall(rf'^alertmanager_notifications{kind}\{{.*receiver_name="watchdog".*\}} (\d+)', text, re.M)
         return sum(map(int, lines))
 
     assert eventually(lambda: count("_total") > count("_failed_total"), within_s=150, every_s=2), (
@@ -83,6 +93,7 @@ def test_whoever_waits_for_the_ping_gets_it(ask, settings):
 
 
 def test_it_runs_with_what_is_configured(sh, ask):
+    """Alertmanager runs with the configuration that is on disk."""
     status = json.loads(ask("http://127.0.0.1:9093/api/v2/status"))
     assert status["cluster"]["status"] == "disabled"
     running = status["config"]["original"]
@@ -90,39 +101,44 @@ def test_it_runs_with_what_is_configured(sh, ask):
         assert (text in running) == (text in sh(f"cat {ETC}/alertmanager.yml")), text
 
 
-def test_what_another_alert_explains_is_silent(ask):
-    """Of two alerts, one of which explains the other, only the cause is active."""
+def test_what_another_alert_explains_is_silent(sh, ask, settings):
+    """An alert that another alert explains is suppressed, but only for the same service."""
+    if "source_matchers" not in sh(f"cat {ETC}/alertmanager.yml"):
+        not_exercised("no alert of this machine explains another one")
+    if not any(service.ingress for service in settings.services.declared):
+        not_exercised("no declared service has an ingress, and only questions about services explain others")
+    labels = {"priority": "P3", "layer": "verify"}
     alerts = [
-        {
-            "labels": {"alertname": f"Verify{check}", "check": check, "priority": "P3", "layer": "verify"},
-            "endsAt": "2000-01-01T00:00:00Z",
-        }
-        for check in ("runtime", "user-api")
+        {"labels": labels | {"alertname": f"Verify{check}", "check": check, "service": service}, "endsAt": LONG_AGO}
+        for check, service in (("runtime", "verify-a"), ("answers", "verify-a"), ("answers", "verify-b"))
     ]
     post = "--fail -H 'Content-Type: application/json' -d %s http://127.0.0.1:9093/api/v2/alerts"
     active = [{key: value for key, value in alert.items() if key != "endsAt"} for alert in alerts]
     ask(post % shlex.quote(json.dumps(active)))
     try:
-        query = "'http://127.0.0.1:9093/api/v2/alerts?filter=layer=%22verify%22'"
-        found = {alert["labels"]["check"]: alert["status"]["state"] for alert in json.loads(ask(query))}
-        # Asking for their state works it out, also before the first group is sent.
-        assert found.keys() == {"runtime", "user-api"}
-        inhibited = {alert["labels"]["check"]: bool(alert["status"]["inhibitedBy"]) for alert in json.loads(ask(query))}
-        assert inhibited == {"runtime": False, "user-api": True}
+        # A query computes their state, also before the first group is sent.
+        found = json.loads(ask("'http://127.0.0.1:9093/api/v2/alerts?filter=layer=%22verify%22'"))
+        inhibited = {
+            (each["labels"]["check"], each["labels"]["service"]): each["status"]["inhibitedBy"] for each in found
+        }
+        assert inhibited.keys() == {("runtime", "verify-a"), ("answers", "verify-a"), ("answers", "verify-b")}
+        assert [key for key, by in inhibited.items() if by] == [("answers", "verify-a")]
     finally:
         ask(post % shlex.quote(json.dumps(alerts)))
 
 
-def test_slack_is_told(sh, ask, settings):
-    if not settings.alertmanager.slack:
-        not_exercised("alerts reach Slack: alertmanager_slack is False")
-    assert sh(f"stat -c '%U %a' {ETC}/slack_url") == "prometheus 600"
-    assert "send_resolved: true" in sh(f"cat {ETC}/alertmanager.yml")
+def test_notifications_are_delivered(sh, ask, settings):
+    """No channel of the alerts fails, and nobody else can read its secrets."""
+    if not settings.alertmanager.channels:
+        not_exercised("no channel is configured: alertmanager_channels is empty")
+    files = [f"{ETC}/{channel.name}_{part}" for channel in settings.alertmanager.channels for part in channel.secrets]
+    assert set(sh(f"stat -c '%U %a' {' '.join(files)} {ETC}/alertmanager.password").splitlines()) == {"prometheus 600"}
     metrics = ask("http://127.0.0.1:9093/metrics")
-    assert re.findall(r"^alertmanager_notifications_failed_total\{.*slack.*\} [1-9]", metrics, re.M) == []
+    assert re.findall(r"^alertmanager_notifications_failed_total\{.*\} [1-9]", metrics, re.M) == []
 
 
 def test_the_unit_starts_at_boot_and_has_only_what_it_needs(units, exposure):
+    """Alertmanager starts at boot and runs with few privileges."""
     unit = units(UNIT)
     assert (unit["UnitFileState"], unit["Restart"], unit["User"]) == ("enabled", "always", "prometheus")
     assert int(unit["MemoryHigh"]) < int(unit["MemoryMax"])

@@ -1,4 +1,4 @@
-"""Backups: that they exist, are recent and encrypted, that WAL arrives, and that what was stored comes back."""
+"""Checks of the backups: they exist, are recent and encrypted, WAL arrives, and files can be restored."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ import time
 
 import pytest
 
-from minipc.components import backup_paths
+from minipc.config.components import backup_paths
+from minipc.config.offsite import NONE as NO_OFFSITE
+from minipc.config.offsite import restic_command
 from tests.verify.conftest import eventually, not_exercised
 
 DAY_S = 86400
-TIMERS = ["minipc-backup-full", "minipc-backup-diff", "minipc-backup-files", "minipc-drill", "minipc-heartbeat"]
+BACKUPS = [f"minipc-backup-{kind}" for kind in ("full", "diff", "files", "again")]
+TIMERS = [*BACKUPS, "minipc-drill", "minipc-heartbeat"]
 METRICS = "/var/lib/prometheus/node-exporter/minipc_backups.prom"
-ETC = "/etc/minipc/backups"
-RESTIC = (
-    f"restic --repository-file {ETC}/restic.repository --password-file {ETC}/restic.password "
-    f"--cacert {ETC}/offsite.crt --cache-dir /var/cache/minipc-restic"
-)
 
 
 @pytest.fixture(scope="session")
 def info(sh):
-    """pgBackRest's view of a repository, asked once for each."""
+    """Return a function for pgBackRest's information about a repository, fetched once for each."""
     known = {}
 
     def of(repo):
@@ -47,11 +45,12 @@ def repo(request, settings):
 
 
 def needs_offsite(settings):
-    if settings.backups.offsite is None:
-        not_exercised("there is no off-site machine: backups_offsite is None")
+    if not settings.has_offsite:
+        not_exercised(NO_OFFSITE)
 
 
 def test_a_recent_backup_is_there(info, repo, settings):
+    """The repository contains a recent backup without checksum errors."""
     backups = info(repo)["backup"]
     assert backups, f"repo{repo} holds no backup"
     newest = max(each["timestamp"]["stop"] for each in backups)
@@ -62,19 +61,20 @@ def test_a_recent_backup_is_there(info, repo, settings):
 
 
 def test_the_backups_are_of_this_database(info, repo, sql):
+    """The backups in the repository belong to this database cluster."""
     assert str(info(repo)["db"][-1]["system-id"]) == sql("SELECT system_identifier FROM pg_control_system()")
 
 
 @pytest.fixture(scope="session")
 def segment(sql):
-    """The name of a WAL segment that has just ended, with a commit in it."""
+    """Complete a WAL segment that contains a commit, and return its name."""
     # Without a write since the last switch, PostgreSQL 17 names the segment that is still empty.
     sql("SELECT pg_logical_emit_message(true, 'minipc-verify', '')")
     return sql("SELECT pg_walfile_name(pg_switch_wal())")
 
 
 def test_a_wal_segment_arrives(sh, segment, repo):
-    """That very segment is in the repository."""
+    """A WAL segment that was just completed arrives in the repository."""
 
     def arrived():
         return look(sh, repo)["archive"][-1]["max"] >= segment
@@ -83,6 +83,7 @@ def test_a_wal_segment_arrives(sh, segment, repo):
 
 
 def test_archiving_has_no_failure_that_lasts(sql):
+    """The last attempt to archive WAL succeeded."""
     row = sql(
         "SELECT coalesce(last_failed_time > last_archived_time, last_failed_time IS NOT NULL) FROM pg_stat_archiver"
     )
@@ -90,6 +91,7 @@ def test_archiving_has_no_failure_that_lasts(sql):
 
 
 def test_archiving_is_bounded_in_time(sql, settings):
+    """PostgreSQL archives WAL at least as often as configured."""
     assert sql("SHOW archive_mode") == "on"
     assert (
         int(sql("SELECT setting FROM pg_settings WHERE name = 'archive_timeout'")) == settings.backups.archive_timeout_s
@@ -97,12 +99,14 @@ def test_archiving_is_bounded_in_time(sql, settings):
 
 
 def test_the_heart_beats(sql):
+    """A heartbeat row was written to the database within the last 90 seconds."""
     age = "SELECT coalesce(extract(epoch FROM now() - max(at)), 1e9)::int FROM heartbeat"
     assert eventually(lambda: int(sql(age, "minipc")) < 90, 65, every_s=2), "no heartbeat row within 90 s"
 
 
 @pytest.mark.parametrize("name", TIMERS)
 def test_it_runs_by_itself(units, settings, name):
+    """The timer is active and enabled."""
     timer = units(f"{name}.timer")
     assert (timer["ActiveState"], timer["UnitFileState"]) == ("active", "enabled")
     if name != "minipc-heartbeat":
@@ -120,6 +124,7 @@ def test_it_runs_by_itself(units, settings, name):
     ],
 )
 def test_units_are_confined_and_tell_when_they_fail(units, unit):
+    """The unit runs with few privileges and reports when it fails."""
     properties = units(unit)
     assert properties["ProtectSystem"] == "strict"
     assert properties["NoNewPrivileges"] == "yes"
@@ -129,12 +134,14 @@ def test_units_are_confined_and_tell_when_they_fail(units, unit):
 
 
 def test_the_result_of_a_drill_goes_off_site_at_once(units):
+    """The result of a restore drill is copied off-site immediately."""
     properties = units("minipc-drill@next.service")
     for end in ("OnSuccess", "OnFailure"):
         assert "minipc-backup@files.service" in properties[end].split()
 
 
 def test_a_failure_becomes_a_metric_and_a_journal_entry(disturb):
+    """A failed unit is reported as a metric and in the journal."""
     unit = "minipc-canary-failure"
     metric = "/var/lib/prometheus/node-exporter/minipc_failed_minipc_canary_failure.prom"
     disturb(f"systemd-run -q --unit={unit} -p OnFailure=minipc-failed@{unit}.service.service false; true")
@@ -152,18 +159,27 @@ def test_a_failure_becomes_a_metric_and_a_journal_entry(disturb):
         ("/etc/pgbackrest/pgbackrest.conf", "root postgres 640"),
         ("/etc/pgbackrest/sftp_key", "postgres postgres 600"),
         ("/etc/minipc/backups/restic.password", "root root 600"),
+        ("/etc/minipc/backups/s3.credentials", "root root 600"),
         ("/etc/minipc/backups/restic.repository", "root root 600"),
         ("/var/lib/pgbackrest", "postgres postgres 750"),
     ],
 )
 def test_only_who_needs_it_reads_it(sh, settings, path, expected):
+    """The backup file has the expected owner, group and mode."""
     if "sftp" in path or "restic" in path:
         needs_offsite(settings)
+    if "sftp" in path and settings.offsite.s3:
+        not_exercised("a bucket has no SFTP")
+    if path.endswith("s3.credentials") and not settings.offsite.s3:
+        not_exercised("the off-site side is not a bucket")
     assert sh(f"stat -c '%U %G %a' {path}") == expected
 
 
 def test_what_is_stored_is_encrypted(sh):
-    """Each file of the local repository begins as OpenSSL's encryption does."""
+    """All files in the local backup repository are encrypted.
+
+    Each file must begin with the header that OpenSSL writes.
+    """
     files = sh("find /var/lib/pgbackrest -type f -size +0 | head -200").splitlines()
     heads = sh("find /var/lib/pgbackrest -type f -size +0 | head -200 | xargs -n1 head -c8 | tr -d '\\0'")
     assert files
@@ -171,18 +187,20 @@ def test_what_is_stored_is_encrypted(sh):
 
 
 def test_a_file_comes_back_from_restic(sh, settings):
+    """A file restored from restic has the same content as the file on the machine."""
     needs_offsite(settings)
-    assert sh(f"{RESTIC} dump latest /etc/minipc/identity") == sh("cat /etc/minipc/identity")
+    stored = sh(f"{restic_command(settings)} dump --tag minipc latest /etc/minipc/identity")
+    assert stored == sh("cat /etc/minipc/identity")
 
 
 @pytest.fixture(scope="session")
 def stored(sh, settings):
-    """The paths in the last backup of configuration and state, and those of them that should be in it."""
+    """Return the paths in the last backup of configuration and state, and the paths that must be in it."""
     needs_offsite(settings)
     there = set(sh(f"ls -d {' '.join(path for _, path in backup_paths())} 2>/dev/null || true").splitlines())
 
     def last():
-        return set(json.loads(sh(f"{RESTIC} snapshots --json --latest 1 --tag minipc"))[-1]["paths"])
+        return set(json.loads(sh(f"{restic_command(settings)} snapshots --json --latest 1 --tag minipc"))[-1]["paths"])
 
     paths = last()
     if there - paths:  # they came after the last run
@@ -193,6 +211,7 @@ def stored(sh, settings):
 
 @pytest.mark.parametrize("path", [path for _, path in backup_paths()])
 def test_configuration_and_state_are_in_the_backup(stored, path):
+    """The path is contained in the last backup of configuration and state."""
     paths, there = stored
     if path not in there:
         not_exercised(f"{path} is not on this machine")
@@ -200,8 +219,9 @@ def test_configuration_and_state_are_in_the_backup(stored, path):
 
 
 def test_the_metrics_say_so(sh, settings):
+    """The metrics report a successful backup for every repository."""
     text = sh(f"cat {METRICS}")
-    repos = {"repo1", "repo2", "restic"} if settings.backups.offsite else {"repo1"}
+    repos = {"repo1", "repo2", "restic"} if settings.has_offsite else {"repo1"}
     assert set(re.findall(r'^minipc_backup_success\{repo="(\w+)"\} 1$', text, re.M)) == repos
     for name in ("last_success_timestamp_seconds", "duration_seconds", "size_bytes"):
         assert set(re.findall(rf'^minipc_backup_{name}\{{repo="(\w+)"\}} [0-9.e+]+$', text, re.M)) == repos
@@ -209,4 +229,5 @@ def test_the_metrics_say_so(sh, settings):
 
 
 def test_no_repository_drops_wal_when_it_is_slow(sh):
+    """WAL is never dropped when a repository is slow."""
     assert not re.search(r"^archive-push-queue-max", sh("cat /etc/pgbackrest/pgbackrest.conf"), re.M)

@@ -1,4 +1,4 @@
-"""K3s: the node takes pods, strangers get nowhere, Secrets are encrypted, pods have no privileges, data is reached."""
+"""Checks of the K3s server: node, access, encryption of Secrets, pod privileges, and access to the data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import shlex
 import pytest
 import yaml
 
-from minipc.addresses import bracketed
-from minipc.inventory import targets
+from minipc.core.addresses import bracketed
+from minipc.remote.inventory import targets
 from tests.verify.conftest import eventually, not_exercised
 
 KUBECTL = "k3s kubectl --request-timeout=20s"
@@ -22,60 +22,66 @@ STATE = "/var/lib/rancher/k3s/server/db/state.db"
 
 @pytest.fixture(scope="session", autouse=True)
 def _is_here(k3s_is_here):
-    """NOT EXERCISED where it isn't."""
+    """Skip all checks of this file as NOT EXERCISED where K3s is not installed."""
 
 
 @pytest.fixture(scope="session")
 def kubectl(sh):
-    """Asks the cluster as its administrator."""
+    """Return a function that runs kubectl as the cluster's administrator."""
     return lambda *words: sh(f"{KUBECTL} {shlex.join(words)}")
 
 
 @pytest.fixture(scope="session")
 def get(kubectl):
-    """An object of the cluster."""
+    """Return a function that reads an object of the cluster."""
     return lambda *words: json.loads(kubectl("get", *words, "--output", "json"))
 
 
 @pytest.fixture(scope="session")
 def configuration(sh):
-    """config.yaml with what a lab machine adds."""
+    """Return the content of config.yaml."""
     return yaml.safe_load(sh("cat /etc/rancher/k3s/config.yaml"))
 
 
 def test_the_node_takes_pods(get, settings):
+    """The Kubernetes node is ready and has no pressure condition."""
     conditions = {each["type"]: each["status"] for each in get("node", settings.host.name)["status"]["conditions"]}
     assert conditions.pop("Ready") == "True"
     assert set(conditions.values()) == {"False"}, conditions
 
 
 def test_there_is_no_node_that_is_not_in_the_inventory(get, settings, environment, target):
+    """The cluster has no node that is not in the inventory."""
     names = {node["metadata"]["name"] for node in get("nodes")["items"]}
     agents = {each.settings.host.name for each in targets(environment) if each.settings.k3s.server == target.alias}
     assert settings.host.name in names <= agents | {settings.host.name}
 
 
 def test_the_unit_starts_at_boot_and_comes_back(units):
+    """K3s starts at boot and restarts after a crash."""
     found = units(UNIT)
     assert (found["UnitFileState"], found["Restart"], found["KillMode"]) == ("enabled", "always", "process")
 
 
 def test_nothing_comes_along_that_was_not_asked_for(get):
+    """K3s runs only CoreDNS and no other bundled component."""
     deployments = {(each["metadata"]["namespace"], each["metadata"]["name"]) for each in get("deploy", "-A")["items"]}
     assert {name for namespace, name in deployments if namespace == "kube-system"} == {"coredns"}
 
 
 def test_names_are_resolved(get):
+    """The cluster's DNS server is ready."""
     coredns = get("deploy", "coredns", "-n", "kube-system")["status"]
     assert coredns.get("readyReplicas") == 1
 
 
-# --- who gets in ----------------------------------------------------------------------------------------------------
+# --- access ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("port", [API_PORT, 10250])
 def test_the_public_reaches_neither_api_nor_kubelet(environment, public, port):
-    if environment != "lab":
+    """The Kubernetes port is not reachable from the public side."""
+    if not environment.has_public_client:
         not_exercised("the controller stands on the operator side")
     for address in public.addresses:
         done = public.run("curl", "--silent", "--insecure", "--max-time", "2", "--noproxy", "*", _url(address, port))
@@ -83,6 +89,7 @@ def test_the_public_reaches_neither_api_nor_kubelet(environment, public, port):
 
 
 def test_the_operator_reaches_the_api_and_needs_a_certificate(operator):
+    """The Kubernetes API refuses an operator without a certificate."""
     done = operator.run(
         *("curl", "--silent", "--insecure", "--max-time", "10", "--noproxy", "*"),
         *("--write-out", "\n%{http_code}", _url(operator.ipv4, API_PORT) + "/api"),
@@ -91,6 +98,7 @@ def test_the_operator_reaches_the_api_and_needs_a_certificate(operator):
 
 
 def test_the_certificate_names_where_the_operator_connects(sh, settings):
+    """The certificate of the Kubernetes API is valid for the VPN addresses."""
     for name in (settings.vpn.address, settings.vpn.address_ipv6, "127.0.0.1"):
         shown = sh(
             f"echo | openssl s_client -connect 127.0.0.1:{API_PORT} 2>/dev/null | openssl x509 -noout -checkip {name}"
@@ -99,6 +107,7 @@ def test_the_certificate_names_where_the_operator_connects(sh, settings):
 
 
 def test_the_administrators_credentials_are_roots_alone(sh):
+    """Only root can read the cluster administrator's credentials."""
     for path in (
         "/etc/rancher/k3s/k3s.yaml",
         "/etc/rancher/k3s/token",
@@ -110,6 +119,7 @@ def test_the_administrators_credentials_are_roots_alone(sh):
 
 
 def test_a_strangers_token_opens_nothing(sh):
+    """The Kubernetes API refuses an unknown token."""
     code = sh(
         "curl --silent --insecure --noproxy '*' --output /dev/null --write-out '%{http_code}' "
         f"--header 'Authorization: Bearer stranger' https://127.0.0.1:{API_PORT}/api"
@@ -118,37 +128,41 @@ def test_a_strangers_token_opens_nothing(sh):
 
 
 def test_the_kubelet_answers_no_stranger(sh):
+    """The kubelet refuses requests without credentials."""
     code = "curl --silent --insecure --noproxy '*' --output /dev/null --write-out '%{http_code}' "
     assert sh(f"{code} https://127.0.0.1:10250/pods") == "401"
     assert "000" in sh(f"{code} http://127.0.0.1:10255/pods || true")
 
 
 def test_node_ports_answer_on_loopback_only(configuration):
+    """Node ports are available on loopback only."""
     assert "nodeport-addresses=127.0.0.0/8" in configuration["kube-proxy-arg"]
 
 
-# --- what is in it --------------------------------------------------------------------------------------------------
+# --- content --------------------------------------------------------------------------------------------------
 
 
 def test_secrets_are_encrypted_where_they_are_kept(sh, kubectl):
+    """Kubernetes Secrets are encrypted on disk."""
     value = random.token_hex(16)
-    # Deleted at once: it is nobody's.
-    kubectl("create", "secret", "generic", "verify-encryption", "-n", "workload", f"--from-literal=canary={value}")
+    # No program uses it; it is deleted immediately.
+    kubectl("create", "secret", "generic", "verify-encryption", "-n", "default", f"--from-literal=canary={value}")
     try:
         readable = base64.b64decode(
-            kubectl("get", "secret", "verify-encryption", "-n", "workload", "-o", "jsonpath={.data.canary}")
+            kubectl("get", "secret", "verify-encryption", "-n", "default", "-o", "jsonpath={.data.canary}")
         ).decode()
         assert readable == value
         found = sh(f"cat {STATE} {STATE}-wal 2>/dev/null | grep -c -a -e {value} || true")
         encoded = base64.b64encode(value.encode()).decode().rstrip("=")[:-1]
         found_encoded = sh(f"cat {STATE} {STATE}-wal 2>/dev/null | grep -c -a -e {encoded} || true")
     finally:
-        kubectl("delete", "secret", "verify-encryption", "-n", "workload")
+        kubectl("delete", "secret", "verify-encryption", "-n", "default")
     assert (found, found_encoded) == ("0", "0")
     assert "Enabled" in sh("k3s secrets-encrypt status 2>/dev/null | head -n 1")
 
 
 def test_a_pod_with_privileges_is_refused(sh, configuration):
+    """The cluster refuses a privileged pod."""
     assert "admission-control-config-file=/etc/rancher/k3s/admission.yaml" in configuration["kube-apiserver-arg"]
     pod = {
         "apiVersion": "v1",
@@ -161,9 +175,10 @@ def test_a_pod_with_privileges_is_refused(sh, configuration):
 
 
 def test_who_did_what_is_logged_without_contents(sh, kubectl):
+    """The audit log records access to a Secret, but not its content."""
     name = f"verify-{random.token_hex(4)}"
-    kubectl("create", "secret", "generic", name, "-n", "workload", "--from-literal=canary=notinthelog")
-    kubectl("delete", "secret", name, "-n", "workload")
+    kubectl("create", "secret", "generic", name, "-n", "default", "--from-literal=canary=notinthelog")
+    kubectl("delete", "secret", name, "-n", "default")
     log = "/var/log/k3s/audit.log"
     assert eventually(lambda: sh(f"grep -c {name} {log} || true") != "0", within_s=10)
     assert sh(f"grep -c notinthelog {log} || true") == "0"
@@ -171,28 +186,37 @@ def test_who_did_what_is_logged_without_contents(sh, kubectl):
 
 
 def test_a_service_account_that_reads_secrets_is_logged(sh):
-    """As whoever stole its token. This one may not: a refusal is logged by the same rule as an answer."""
+    """The audit log records a service account that tries to read a Secret.
+
+    The account used here has no permission. Refusals and answers are logged by the same rule.
+    """
     name = f"verify-{random.token_hex(4)}"
-    url = f"https://127.0.0.1:6443/api/v1/namespaces/workload/secrets/{name}"
-    token = f"{KUBECTL} create token default -n workload --duration 10m"
+    url = f"https://127.0.0.1:6443/api/v1/namespaces/default/secrets/{name}"
+    token = f"{KUBECTL} create token default -n default --duration 10m"
     ask = f"curl --silent --insecure --noproxy '*' --output /dev/null --write-out '%{{http_code}}' --header @- {url}"
     assert sh(f"printf 'Authorization: Bearer %s' $({token}) | {ask}") == "403"
-    look = f"grep {name} /var/log/k3s/audit.log | grep -c system:serviceaccount:workload:default || true"
+    look = f"grep {name} /var/log/k3s/audit.log | grep -c system:serviceaccount:default:default || true"
     assert eventually(lambda: sh(look) != "0", within_s=10)
 
 
-def test_the_databases_have_addresses_in_the_cluster(get, settings):
+def test_the_databases_have_addresses_in_the_cluster(get, settings, service):
+    """The database and the cache have service addresses in the cluster."""
     for name, port in (("postgres", settings.postgres.port), ("redis", settings.redis.port)):
-        service = get("service", name, "-n", "workload")["spec"]
-        assert "selector" not in service
-        assert service["ports"][0]["port"] == port
-        (part,) = get("endpointslices", "-n", "workload", "-l", f"kubernetes.io/service-name={name}")["items"]
+        if getattr(service.file, name) is None:
+            continue
+        address = get("service", name, "-n", service.file.name)["spec"]
+        assert "selector" not in address
+        assert address["ports"][0]["port"] == port
+        (part,) = get("endpointslices", "-n", service.file.name, "-l", f"kubernetes.io/service-name={name}")["items"]
         assert part["endpoints"][0]["addresses"] == [settings.host.service_address]
         assert part["ports"][0]["port"] == port
 
 
 def test_pods_reach_the_databases_and_not_ssh(sh, settings):
-    """From a pod's place in the network, without a pod."""
+    """Pods reach the database and the cache, but not SSH.
+
+    The requests come from a network namespace in the pod network; no pod is started.
+    """
     bridge = sh("ip -brief address show cni0 2>/dev/null | awk '{print $3}'")
     if not bridge:
         not_exercised("no pod runs here yet")
@@ -219,6 +243,7 @@ def test_pods_reach_the_databases_and_not_ssh(sh, settings):
 
 
 def test_it_comes_back_and_pods_stay(disturb, get, kubectl, settings):
+    """K3s restarts after a crash while its pods keep running."""
     before = get("pods", "-n", "kube-system", "-l", "k8s-app=kube-dns")["items"][0]["status"]["containerStatuses"]
     disturb(f"systemctl kill --kill-whom=main -s KILL {UNIT}")
 

@@ -1,4 +1,4 @@
-"""K3s agent: the node takes pods, what they need is on the server and in reach, strangers get nowhere."""
+"""Checks of a K3s agent: node, access, and the way of its pods to the data on the server."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import shlex
 import pytest
 import yaml
 
-from minipc.facts.k3s import AS_THE_NODE
-from minipc.inventory import the_target
+from minipc.pyinfra_ext.facts.k3s import AS_THE_NODE
+from minipc.remote.inventory import the_target
 from tests.verify.conftest import eventually, not_exercised
 
 UNIT = "k3s-agent.service"
@@ -18,18 +18,18 @@ KUBELET, EXPORTER = 10250, 9100
 
 @pytest.fixture(scope="session", autouse=True)
 def _is_here(k3s_is_here):
-    """NOT EXERCISED where it isn't."""
+    """Skip all checks of this file as NOT EXERCISED where K3s is not installed."""
 
 
 @pytest.fixture(scope="session")
 def server(environment, settings):
-    """Address of the cluster's server."""
+    """Return the address of the cluster's server."""
     return the_target(environment, settings.k3s.server).settings.k3s.node_ip
 
 
 @pytest.fixture(scope="session")
 def node(sh, settings):
-    """The machine's own node, as the API tells it."""
+    """Return a function that reads the machine's own node from the API."""
     get = f"{AS_THE_NODE} get node {settings.host.name} --output json --request-timeout=20s"
     return lambda: json.loads(sh(get))
 
@@ -40,10 +40,12 @@ def ready(node) -> bool:
 
 
 def test_the_node_takes_pods(node):
+    """The Kubernetes agent node is ready and has no pressure condition."""
     assert ready(node()), node()["status"]["conditions"]
 
 
 def test_it_has_the_address_that_the_others_know(node, settings):
+    """The agent node has the address that the other nodes use."""
     addresses = {each["type"]: each["address"] for each in node()["status"]["addresses"]}
     assert addresses["InternalIP"] == settings.k3s.node_ip
     # Where the other nodes send pods' packets.
@@ -51,27 +53,35 @@ def test_it_has_the_address_that_the_others_know(node, settings):
 
 
 def test_the_unit_starts_at_boot_and_comes_back(units):
+    """The K3s agent starts at boot and restarts after a crash."""
     found = units(UNIT)
     assert (found["UnitFileState"], found["Restart"], found["KillMode"]) == ("enabled", "always", "process")
 
 
 def test_the_data_is_reached_by_its_address_and_over_the_server(sh, settings, server):
+    """The agent reaches the database and the cache through the server."""
     assert f"via {server} " in sh(f"ip route get {settings.host.service_address}")
     for port in (settings.postgres.port, settings.redis.port):
         sh(f"timeout 3 bash -c '</dev/tcp/{settings.host.service_address}/{port}'")
 
 
 def test_the_way_to_the_data_comes_back(disturb, settings):
-    """Whoever manages the network may drop it, when it is restarted or a cable is pulled."""
+    """The route to the database is restored after it was removed.
+
+    The network manager may drop it when it is restarted or a cable is disconnected.
+    """
     address = f"{settings.host.service_address}/32"
     disturb(f"ip route delete {address}")
     assert eventually(lambda: " via " in disturb(f"ip route show {address}"), within_s=15, every_s=1)
 
 
 def test_the_database_asks_this_machine_for_a_password(sh, settings):
-    """Or it would say that it knows no such client; pods here come with this machine's address."""
+    """The database asks connections from the agent for a password.
+
+    Pods on the agent connect with the agent's address. The database would otherwise refuse the client.
+    """
     names, address = settings.postgres.databases[0], (settings.host.service_address, settings.postgres.port)
-    words = f"user\\0{names.owner}\\0database\\0{names.name}\\0\\0"
+    words = f"user\\0{names.runtime}\\0database\\0{names.name}\\0\\0"
     program = (
         f"import socket, struct; s = socket.create_connection({address}, 5); w = b'{words}'; "
         "s.sendall(struct.pack('!II', 8 + len(w), 196608) + w); print(s.recv(1).decode())"
@@ -80,13 +90,17 @@ def test_the_database_asks_this_machine_for_a_password(sh, settings):
 
 
 def test_nothing_else_of_the_server_answers(sh, settings, server):
+    """The agent reaches no other port of the server."""
     closed = [(server, 22), (server, 8443), (settings.host.service_address, 22), (server, settings.postgres.port)]
     tries = [f"timeout 2 bash -c '</dev/tcp/{address}/{port}' && echo {port}" for address, port in closed]
     assert sh(f"({'; '.join(tries)}; true) 2>/dev/null") == ""
 
 
 def test_a_pod_reaches_the_data_and_neither_machines_ssh(sh, settings, server):
-    """From a pod's place in the network, without a pod."""
+    """A pod on the agent reaches the database and the cache, but no SSH server.
+
+    The requests come from a network namespace in the pod network; no pod is started.
+    """
     bridge = sh("ip -brief address show cni0 2>/dev/null | awk '{print $3}'")
     if not bridge:
         not_exercised("no pod runs here yet")
@@ -111,18 +125,22 @@ def test_a_pod_reaches_the_data_and_neither_machines_ssh(sh, settings, server):
     assert reached == [f"{address} {port}" for address, port in wanted]
 
 
-# --- who gets in ----------------------------------------------------------------------------------------------------
+# --- access ----------------------------------------------------------------------------------------------------
 
 
 def test_nobody_outside_reaches_the_kubelet(environment, public, operator):
-    sides = [operator, *([public] if environment == "lab" else [])]
+    """The agent's kubelet is not reachable from outside."""
+    sides = [operator, *([public] if environment.has_public_client else [])]
     assert [side.name for side in sides if side.reaches(KUBELET, within_s=0)] == []
 
 
 def test_the_server_alone_may_measure_the_machine(listeners, environment, public, operator, settings, sh):
-    """That it does, its own Prometheus knows: `TargetDown`, `AgentDown`."""
+    """Only the server can read the agent's metrics.
+
+    The alerts `TargetDown` and `AgentDown` report if the server's Prometheus cannot read them.
+    """
     assert {address for address, port, _ in listeners if port == EXPORTER} == {settings.k3s.node_ip}
-    sides = [operator, *([public] if environment == "lab" else [])]
+    sides = [operator, *([public] if environment.has_public_client else [])]
     assert [side.name for side in sides if side.reaches(EXPORTER, within_s=0)] == []
     assert "node_filesystem_avail_bytes" in sh(
         f"curl --silent --noproxy '*' http://{settings.k3s.node_ip}:{EXPORTER}/metrics"
@@ -130,19 +148,24 @@ def test_the_server_alone_may_measure_the_machine(listeners, environment, public
 
 
 def test_the_kubelet_answers_no_stranger(sh):
+    """The agent's kubelet refuses requests without credentials."""
     code = "curl --silent --insecure --noproxy '*' --output /dev/null --write-out '%{http_code}' "
     assert sh(f"{code} https://127.0.0.1:{KUBELET}/pods") == "401"
     assert "000" in sh(f"{code} http://127.0.0.1:10255/pods || true")
 
 
 def test_its_credentials_are_roots_alone(sh):
+    """Only root can read the agent's credentials."""
     for path in ("/etc/rancher/k3s/token", "/etc/rancher/node/password"):
         assert sh(f"stat -c '%U %a' {path}") == "root 600", path
     assert sh("stat -c '%U %a' /etc/rancher/k3s") == "root 700"
 
 
 def test_its_token_makes_no_server_of_it(sh, server):
-    """What a server would be given: the cluster's own keys."""
+    """The agent's token does not give access to the cluster's keys.
+
+    A server would receive the cluster's own keys.
+    """
     ask = "curl --silent --insecure --noproxy '*' --output /dev/null --write-out '%{http_code}' --config -"
     with_token = 'printf \'user = "node:%s"\\n\' "$(cat /etc/rancher/k3s/token)"'
     assert sh(f"{with_token} | {ask} https://{server}:6443/v1-k3s/config") == "200"
@@ -150,11 +173,13 @@ def test_its_token_makes_no_server_of_it(sh, server):
 
 
 def test_node_ports_answer_on_loopback_only(sh):
+    """Node ports of the agent are available on loopback only."""
     configuration = yaml.safe_load(sh("cat /etc/rancher/k3s/config.yaml"))
     assert "nodeport-addresses=127.0.0.0/8" in configuration["kube-proxy-arg"]
 
 
 def test_it_comes_back_and_pods_stay(disturb, node):
+    """The K3s agent restarts after a crash while its pods keep running."""
     pods = "k3s crictl ps --quiet | sort"
     before = disturb(pods)
     disturb(f"systemctl kill --kill-whom=main -s KILL {UNIT}")
@@ -167,3 +192,11 @@ def test_it_comes_back_and_pods_stay(disturb, node):
 
     assert eventually(is_back, within_s=120, every_s=1)
     assert disturb(pods) == before
+
+
+def test_packets_between_the_machines_are_encrypted(sh):
+    """Pods of different machines talk through WireGuard."""
+    if sh("[ -e /etc/rancher/k3s/flannel.json ] || echo no"):
+        not_exercised("the kernel has no WireGuard")
+    assert "wireguard" in sh("ip -d link show flannel-wg")
+    assert "10.42." in sh("ip route show dev flannel-wg")

@@ -1,4 +1,4 @@
-"""The off-site machine: what the mini PC's own credentials can do there, and what nobody's can. Seen from outside."""
+"""Checks of the off-site host from outside: what the mini PC's credentials can do there, and what they cannot."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minipc import keys
-from minipc.secrets import Secrets, load
+from minipc.secrets import Secrets, ed25519, load
 from minipc.secrets.catalogue import REST_PASSWORD, SFTP_HOST_KEY, SFTP_KEY, TLS_KEY
 
 HOME = "/srv/minipc-offsite"
@@ -18,19 +17,19 @@ COPY = "minipc-offsite-copy"
 
 @pytest.fixture(scope="session")
 def credentials(environment) -> Secrets:
-    """What the mini PC has, and how the off-site machine proves itself."""
-    return load(environment, [SFTP_KEY, SFTP_HOST_KEY, TLS_KEY, REST_PASSWORD])
+    """Return the mini PC's credentials and the keys by which the off-site host proves its identity."""
+    return load(environment.name, [SFTP_KEY, SFTP_HOST_KEY, TLS_KEY, REST_PASSWORD])
 
 
 @pytest.fixture(scope="session")
 def ssh(public, settings, credentials, tmp_path_factory) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """ssh or sftp with the mini PC's key."""
+    """Return a function that runs ssh or sftp with the mini PC's key."""
     folder = tmp_path_factory.mktemp("offsite")
     key, known_hosts = folder / "key", folder / "known_hosts"
     key.touch(mode=0o600)
     key.write_text(credentials[SFTP_KEY].reveal())
     port = settings.offsite.sftp_port
-    known_hosts.write_text(f"[{public.ipv4}]:{port} {keys.public_key(credentials[SFTP_HOST_KEY])}\n")
+    known_hosts.write_text(f"[{public.ipv4}]:{port} {ed25519.public_key(credentials[SFTP_HOST_KEY])}\n")
 
     def run(
         program: str, *arguments: str, user: str = "minipc-sftp", stdin: str = ""
@@ -45,9 +44,12 @@ def ssh(public, settings, credentials, tmp_path_factory) -> Iterator[Callable[..
 
 @pytest.fixture(scope="session")
 def rest(public, settings, credentials, tmp_path_factory) -> Callable[..., int]:
-    """The status of a request to the restic server; the password travels in curl's standard input."""
+    """Return a function that sends a request to the restic server and returns the HTTP status.
+
+    The password is passed to curl on standard input.
+    """
     certificate = Path(tmp_path_factory.mktemp("tls")) / "offsite.crt"
-    certificate.write_text(keys.certificate(credentials[TLS_KEY], settings.offsite.address or public.ipv4))
+    certificate.write_text(ed25519.certificate(credentials[TLS_KEY], settings.offsite.address or public.ipv4))
 
     def request(method: str, path: str, password: str | None = None) -> int:
         secret = credentials[REST_PASSWORD].reveal() if password is None else password
@@ -77,11 +79,13 @@ def rest(public, settings, credentials, tmp_path_factory) -> Callable[..., int]:
 
 
 def test_the_key_opens_sftp(ssh):
+    """The mini PC's key can log in to the off-site host by SFTP."""
     done = ssh("sftp", stdin="cd /pgbackrest\npwd\n")
     assert "Remote working directory: /pgbackrest" in done.stdout, done.stderr
 
 
 def test_the_account_can_write_and_remove_only_in_its_repository(ssh):
+    """The backup account can write only in its own repository."""
     done = ssh(
         "sftp", stdin="-mkdir /pgbackrest/.probe\n-rmdir /pgbackrest/.probe\n-mkdir /probe\n-rm /pgbackrest/../etc\n"
     )
@@ -90,17 +94,20 @@ def test_the_account_can_write_and_remove_only_in_its_repository(ssh):
 
 
 def test_the_account_sees_nothing_else(ssh):
-    assert ssh("sftp", stdin="ls -1 /\n").stdout.split("\n")[1:-1] == ["/pgbackrest"]
+    """The backup account sees nothing outside its repository."""
+    assert ssh("sftp", stdin="ls -1 /\n").stdout.split("\n")[1:-1] == ["/pgbackrest", "/wal"]
     for path in ("/etc/passwd", "../../../etc/passwd", "/srv", "/copies", "/pgbackrest/../../copies"):
         assert "not found" in ssh("sftp", stdin=f"ls {path}\n").stderr, path
 
 
 @pytest.mark.parametrize("command", ["id", "sh -c id", "/usr/lib/openssh/sftp-server"])
 def test_the_key_runs_no_command(ssh, command):
+    """The mini PC's key cannot run a command on the off-site host."""
     assert "uid=" not in ssh("ssh", command).stdout
 
 
 def test_the_key_forwards_nothing(ssh):
+    """The mini PC's key cannot forward connections through the off-site host."""
     done = ssh("ssh", "-W", "127.0.0.1:22")
     assert "SSH-2.0" not in done.stdout
     assert "administratively prohibited" in done.stderr
@@ -108,30 +115,36 @@ def test_the_key_forwards_nothing(ssh):
 
 @pytest.mark.parametrize("user", ["root", "ops"])
 def test_nobody_else_gets_in_there(ssh, user):
+    """No other account can log in to the backup server."""
     assert "Permission denied" in ssh("sftp", user=user).stderr
 
 
 def test_restic_may_add_but_not_delete_nor_replace(rest):
+    """The restic server lets the mini PC add backups, but not delete or replace them."""
     assert rest("GET", "/minipc/config") in (200, 404)
     for path in ("/minipc/config", f"/minipc/snapshots/{'0' * 64}", f"/minipc/data/{'0' * 64}", "/minipc/"):
         assert rest("DELETE", path) in (403, 404, 405), path
 
 
 def test_restic_asks_for_the_password(rest):
+    """The restic server refuses requests without the right password."""
     assert rest("GET", "/minipc/config", password="") == 401
     assert rest("GET", "/minipc/config", password="wrong") == 401
 
 
 def test_restic_keeps_to_its_own_repository(rest):
+    """The restic server gives access to one repository only."""
     assert rest("GET", "/another/config") in (401, 403)
 
 
 def test_the_certificate_is_the_pinned_one(public, settings):
+    """The restic server presents the pinned certificate."""
     done = public.run("curl", "-sS", "--max-time", "10", f"https://{public.ipv4}:{settings.offsite.rest_port}/")
     assert "certificate" in done.stderr, "the server must prove itself with a certificate of its own"
 
 
 def test_copies_are_out_of_reach_and_taken_by_themselves(sh, units):
+    """Copies of the backups are taken automatically, and only root can change them."""
     assert sh(f"stat -c '%U %a' {HOME}/copies") == "root 700"
     assert sh(f"find {HOME}/copies -not -user root -not -path '*/aside-*' | head -3") == ""
     assert units(f"{COPY}.timer")["ActiveState"] == "active"
@@ -140,7 +153,10 @@ def test_copies_are_out_of_reach_and_taken_by_themselves(sh, units):
 
 
 def test_a_copy_shares_no_file_with_the_repository(sh):
-    """Hard links would let the account write into the copies."""
+    """A copy shares no file with the repository.
+
+    Hard links would let the backup account write into the copies.
+    """
     inodes = [set(sh(f"find {HOME}/{folder} -type f -printf '%i\\n'").split()) for folder in ("sftp", "copies")]
     assert not inodes[0] & inodes[1]
 
@@ -153,15 +169,18 @@ def test_a_copy_shares_no_file_with_the_repository(sh):
         ("/etc/minipc/offsite/htpasswd", "root restic-rest-server 640"),
         (f"{HOME}/sftp", "root root 755"),
         (f"{HOME}/sftp/pgbackrest", "minipc-sftp minipc-sftp 700"),
+        (f"{HOME}/sftp/wal", "minipc-sftp minipc-sftp 700"),
         (f"{HOME}/restic", "restic-rest-server restic-rest-server 700"),
     ],
 )
 def test_only_who_needs_it_reads_it(sh, path, expected):
+    """The file has the expected owner, group and mode."""
     assert sh(f"stat -c '%U %G %a' {path}") == expected
 
 
 @pytest.mark.parametrize("unit", ["minipc-sftp.service", "restic-rest-server.service", f"{COPY}.service"])
 def test_units_are_confined(units, unit):
+    """The unit runs with few privileges."""
     properties = units(unit)
     assert properties["ProtectSystem"] == "strict"
     assert properties["NoNewPrivileges"] == "yes"
@@ -169,3 +188,12 @@ def test_units_are_confined(units, unit):
     assert "cap_sys_admin" not in properties.get("CapabilityBoundingSet", "")
     if not unit.startswith(COPY):
         assert (properties["ActiveState"], properties["UnitFileState"]) == ("active", "enabled")
+
+
+def test_the_accounts_of_the_backups_cannot_fill_the_disk_for_the_system(sh):
+    """Backups leave at least 256 MB of the off-site disk to the system."""
+    folder = "/srv/minipc-offsite"
+    if sh(f"stat -c %d {folder}") != sh("stat -c %d /var"):
+        return
+    size, free, available = map(int, sh(f"stat -f -c '%S %f %a' {folder}").split())
+    assert available == 0 or (free - available) * size >= 256 * 2**20, "reserve more for root: tune2fs -m 5 DEVICE"

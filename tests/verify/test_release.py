@@ -1,4 +1,4 @@
-"""The machine says what runs on it."""
+"""Check of the file that names the commit and versions on the machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 
 def test_the_release_says_what_runs_here(sh):
+    """The machine has a record of the commit and versions it runs."""
     release = json.loads(sh("cat /etc/minipc/release"))
     assert re.fullmatch(r"[0-9a-f]{40}|unknown", release["commit"])
     assert isinstance(release["dirty"], bool)

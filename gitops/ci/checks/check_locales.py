@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """`{"a": {"b": "text"}}` as `{"a.b": "text"}`."""
+    """Return `{"a": {"b": "text"}}` as `{"a.b": "text"}`."""
     if not isinstance(value, dict):
         return {prefix: str(value)}
     found: dict[str, str] = {}
@@ -50,7 +50,7 @@ def flat(value: Any, prefix: str = "") -> dict[str, str]:
 
 
 def compare(texts: dict[str, dict[str, str]], reference: str) -> list[str]:
-    """What is wrong, one line each."""
+    """Return what is wrong, one line each."""
     wanted = texts[reference]
     problems = []
     for language, given in texts.items():

@@ -1,0 +1,1 @@
+"""The project around django-wiki: settings and addresses."""

@@ -1,1 +1,0 @@
-"""ArgoCD's own desired state: the upstream manifest, cut down to what one machine needs."""

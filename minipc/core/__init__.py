@@ -1,0 +1,1 @@
+"""Shared foundations: errors, paths, formatting, private files, processes. Imports no other package of ours."""

@@ -1,0 +1,1 @@
+"""Evidence of a run: events, records, reports and the output on screen."""

@@ -1,0 +1,1 @@
+"""Build images: a Debian root file system, disk images and container images."""

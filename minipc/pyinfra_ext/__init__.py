@@ -1,0 +1,1 @@
+"""Additions to pyinfra: operations, facts, guards and helpers for deploy files."""

@@ -1,0 +1,1 @@
+"""What follows from a service file: its variables, Kubernetes objects, ports and network policies."""

@@ -1,0 +1,1 @@
+"""Run the checks of `tests/verify` against a machine; port scans and canaries."""

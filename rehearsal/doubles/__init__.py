@@ -1,0 +1,1 @@
+"""Test doubles: servers that replace services which the lab cannot reach."""
