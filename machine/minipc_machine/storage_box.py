@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryDirectory
 
 from minipc_machine import schema
@@ -28,6 +29,7 @@ SYNC = "fsync@openssh.com"
 """Extension of SFTP without which pgBackRest writes nothing (its src/storage/sftp/write.c)."""
 HOST_KEY_TYPES = ("ssh-ed25519", "ssh-rsa", *(f"ecdsa-sha2-nistp{bits}" for bits in (256, 384, 521)))
 PROBE, PROBE_BYTES = "minipc-probe", 256 * 1024
+"""Start of the name of a file that is written to try it, and its size. Two checks may run at once."""
 CONNECT_LIMIT_S, LIMIT_S = 15, 120
 HOWTO = "docs/howto/storage-box.md"
 
@@ -188,12 +190,16 @@ def _demand_pinned_keys(box: StorageBox, said: str) -> None:
 
 def _probe(box: StorageBox, key: str) -> None:
     """Write, rename, read and delete a file. Raises FailedError if one of it is refused."""
-    first, second = f"{box.path}/{PROBE}", f"{box.path}/{PROBE}-renamed"
+    first = f"{box.path}/{PROBE}-{token_hex(8)}"
+    second = f"{first}-renamed"
     with TemporaryDirectory() as folder:
         there, back = Path(folder) / "there", Path(folder) / "back"
         there.write_bytes(b"minipc\n" * (PROBE_BYTES // 7))
         steps = [f"put {there} {first}", f"rename {first} {second}", f"get {second} {back}", f"rm {second}"]
-        _demand(_sftp(box, key, [f"-rm {first}*", *steps]), box, "written to, read and cleaned up")
+        done = _sftp(box, key, steps)
+        if done.returncode:
+            _sftp(box, key, [f"-rm {first}*"])
+        _demand(done, box, "written to, read and cleaned up")
         if back.read_bytes() != there.read_bytes():
             raise FailedError(f"the storage box at {box.host} returns other data than was written to it")
 
@@ -219,10 +225,9 @@ def _run(argv: Sequence[str], limit_s: float, stdin: str = "") -> subprocess.Com
         raise FailedError(f"{argv[0]} cannot be started: {error.strerror}; install openssh-client") from None
 
 
-# Its log, and what the commands say that may fail: the folder is there, no probe was left behind.
+# Its log, and what the command says that may fail: the folder is there.
 _NOISE = re.compile(
     r"debug\d:|OpenSSH_|Connected to |Authenticated to |Transferred: |Bytes per second|remote mkdir .*: Failure$"
-    rf"|remote delete .*{PROBE}\*: "
 )
 _FULL = "it is probably full: get a larger one, or remove from it what is not needed"
 _REASONS = (

@@ -31,7 +31,6 @@ SFTP = {"host": "box.example.org", "port": 23, "user": "u1", "path": "/home/mini
 BOX = StorageBox("box.example.org", 23, "u1", "/home/minipc", [KEY], 100)
 EXTENSION = 'debug2: Server supports extension "fsync@openssh.com" revision 1\n'
 OFFERED = "debug2: host key algorithms: ssh-ed25519\ndebug2: host key algorithms: ecdsa-sha2-nistp256,ssh-ed25519\n"
-GONE = "remote delete /home/minipc/minipc-probe*: No such file or directory\n"
 PRINT = "SHA256:" + "a" * 43
 LISTING = """sftp> -mkdir /home/minipc
 sftp> ls -1 /home/minipc
@@ -121,9 +120,9 @@ def test_a_box_with_our_backups_and_space_is_fine(server):
             "used by something else: it contains 'photos'",
         ),
         ("-mkdir", (0, LISTING.replace(" 5090752 ", " 50907 "), EXTENSION), "is full: 49 MB are free, 100 MB must be"),
-        ("-rm", (1, "", GONE + 'dest open "/x": Permission denied\n'), "cleaned up: give the account the right"),
-        ("-rm", (1, "", GONE + 'write remote "/x": Failure\n'), "cleaned up: it is probably full"),
-        ("-rm", (1, "", "remote rename: Operation unsupported\n"), "lacks a command"),
+        ("put", (1, "", 'dest open "/x": Permission denied\n'), "cleaned up: give the account the right"),
+        ("put", (1, "", 'write remote "/x": Failure\n'), "cleaned up: it is probably full"),
+        ("put", (1, "", "remote rename: Operation unsupported\n"), "lacks a command"),
     ],
 )
 def test_what_is_wrong_with_a_box_is_said(server, first, answer, message):
@@ -218,3 +217,18 @@ def test_restics_server_is_asked_with_a_login_and_a_missing_repository_is_no_out
     assert said[-2:] == ["cat", "config"]
     assert "--cacert" not in said
     assert f"--option={options[0]}" in said
+
+
+def test_two_checks_at_once_do_not_delete_each_others_file(server):
+    for _ in range(2):
+        asking.examine(BOX, "/key")
+    written = [stdin.split()[2] for _, stdin in server[1] if stdin.startswith("put")]
+    assert len(set(written)) == 2
+
+
+def test_a_probe_that_failed_leaves_nothing_behind(server):
+    server[0]["put"] = (1, "", 'write remote "/x": Failure\n')
+    with pytest.raises(FailedError, match="full"):
+        asking.examine(BOX, "/key")
+    written = next(stdin.split()[2] for _, stdin in server[1] if stdin.startswith("put"))
+    assert server[1][-1][1] == f"-rm {written}*\n"
