@@ -152,10 +152,12 @@ def serves(offsite: str, name: str) -> bool:
 
 
 def _watched_by(offsite: str) -> str | None:
-    """Return the public address of an off-site host's mini PC, because no DNS has the lab's names."""
-    served = offsite.removeprefix(OFFSITE)
-    names = {machine.name: machine.public_ipv4 for machine in load_all()}
-    return names.get(served)
+    """Return the public address of an off-site host's mini PC, because no DNS has the lab's names.
+
+    While a machine and its replacement both exist, it is the former's, whose name is the shorter one.
+    """
+    served = [machine for machine in load_all() if serves(offsite, machine.name)]
+    return min(served, key=lambda machine: len(machine.name)).public_ipv4 if served else None
 
 
 def stand_in_data(group: Environment) -> dict[str, Any]:

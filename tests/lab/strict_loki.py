@@ -14,7 +14,6 @@ import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
-
 OF_A_TEST = b'"fuzz-'
 
 

@@ -10,7 +10,7 @@ import pytest
 from minipc.core.environment import PRODUCTION
 from rehearsal.doubles.name_server import Address, answer, serve
 from rehearsal.lab import inventory, zone
-from rehearsal.lab.machine import ProcessId
+from rehearsal.lab.machine import Machine, ProcessId
 
 RECORDS = [
     Address("service.example.org", "A", "198.51.100.7", 60),
@@ -119,6 +119,18 @@ def test_the_replaced_settings_of_production_are_listed(served):
     replaced = {each.key: each for each in inventory.overrides(PRODUCTION, served)}
     assert replaced["dns_api_url"].used_value == repr(served.api_url)
     assert "nobody's real records" in replaced["dns_provider"].why
+
+
+def test_an_off_site_host_watches_its_machine_or_what_replaced_it(monkeypatch):
+    def watched(*names):
+        machines = [Machine(name, index, disk_gb=1, image="") for index, name in enumerate(names)]
+        monkeypatch.setattr(inventory, "load_all", lambda: machines)
+        address = inventory._watched_by("offsite-mini")
+        return next((machine.name for machine in machines if machine.public_ipv4 == address), None)
+
+    assert watched("offsite-mini", "mini-2", "mini", "minimal") == "mini"
+    assert watched("offsite-mini", "minimal", "mini-2") == "mini-2"
+    assert watched("offsite-mini", "minimal") is None
 
 
 def test_a_client_finds_names_by_the_zone(served):
