@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import tarfile
@@ -26,10 +27,10 @@ from minipc.artifacts.lock import rendered
 from minipc.artifacts.store import OFFLINE_VARIABLE
 from minipc.core.errors import CouldNotVerifyError, MinipcError
 from minipc.core.files import sha256_of
-from minipc.core.paths import ROOT
+from minipc.core.paths import ROOT, state_dir
 from minipc.secrets.generate import alphanumeric
 from minipc.services import registry
-from rehearsal import publishers
+from rehearsal import lab, publishers
 from rehearsal.doubles.container_registry import write_image
 from rehearsal.doubles.internet import Answer
 from rehearsal.publishers import Publishers
@@ -77,6 +78,22 @@ class Controller:
                 text=True,
                 timeout=240,
             )
+        return Done(done.returncode, done.stdout)
+
+    def rehearse(self, *words: str, **variables: str) -> Done:
+        """Run `minipc rehearse` with what is in the cache, among the machines of this computer's lab."""
+        environment = os.environ | {"PYTHONPATH": str(self.clone), "MINIPC_CACHE_DIR": str(self.cache)}
+        environment |= {"MINIPC_STATE_DIR": str(state_dir()), **variables}
+        done = subprocess.run(
+            [sys.executable, "-m", "minipc.cli.main", "rehearse", "--offline", *words],
+            cwd=self.clone,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=2300,
+        )
         return Done(done.returncode, done.stdout)
 
     def lose_the_cache(self) -> None:
@@ -158,6 +175,31 @@ def test_everything_is_downloaded_and_pulled_into_an_empty_cache(controller: Con
     published.internet.seen.clear()
     done = controller.fetch(**{OFFLINE_VARIABLE: "1"})
     assert (done.code, published.internet.seen) == (0, []), done.output
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2400, func_only=True)
+def test_a_machine_is_set_up_lost_and_rebuilt_with_what_was_downloaded(controller: Controller) -> None:
+    """No file is put in by hand, and the service is not the reference. Loki is used if it was published."""
+    published = controller.published
+    real = sorted({pin.name for pin in pins_of(published)} - set(published.generated))
+    missing = {"k3s", "k3s-images", "argocd-manifest", "argocd-images"} - set(real)
+    if missing:
+        pytest.skip(f"NOT EXERCISED: this computer's cache lacks {', '.join(sorted(missing))}")
+    done = controller.fetch(*real, accept=len(real))
+    assert done.code == 0, done.output
+    name = f"online-{os.getpid()}"
+    try:
+        done = controller.rehearse("--runtime", "k3s", "--name", name, MINIPC_SERVICES="examples/parkday/services")
+    finally:
+        lab.down([name, f"{name}-2", f"offsite-{name}"])
+    assert done.code == 0, done.output[-4000:]
+    written = re.search(r"Record\s+(\S+)", done.output)
+    assert written, done.output[-4000:]
+    record = json.loads((controller.clone / written[1]).read_text())
+    assert record["runtime"] == "k3s"
+    used = {each["name"]: each["origin"] for each in record["artifacts"]}
+    assert {name: used.get(name) for name in real} == dict.fromkeys(real, "locked")
 
 
 def test_an_offline_controller_with_an_empty_cache_connects_to_nothing(controller: Controller) -> None:
