@@ -82,6 +82,8 @@ def test_a_unit_that_its_condition_forbids_is_left_alone():
 
 def test_a_oneshot_that_ran_rests():
     assert steps(ActiveState="inactive", Type="oneshot") == ""
+    assert steps(ActiveState="activating", Type="oneshot") == "", "its timer started it a moment ago"
+    assert "restart" in steps(ActiveState="activating", Type="simple")
     assert "restart" in steps(ActiveState="failed", Type="oneshot")
 
 

@@ -129,11 +129,13 @@ def _activation(unit: str, state: Mapping[str, str], restart_digest: str, reload
 
 
 def _rests(state: Mapping[str, str]) -> bool:
-    """Return whether a unit is correctly inactive: a oneshot that ran, or one whose conditions are not met.
+    """Return whether a unit is as it should be without being active.
 
-    Nothing starts a static unit at boot, and systemd forgets one that is inactive. Its stamp says that it ran.
+    That is a oneshot that ran, or that its timer started just now, or a unit whose conditions are not met. Nothing
+    starts a static unit at boot, and systemd forgets one that is inactive. Its stamp says that it ran.
     """
     ran_conditions = state.get("ConditionTimestampMonotonic", "0") != "0"
     forbidden = ran_conditions and state.get("ConditionResult") == "no"
-    done = state.get("Type") == "oneshot" and state.get("ActiveState") == "inactive"
-    return forbidden or (done and (ran_conditions or state.get("UnitFileState") == "static"))
+    oneshot, active = state.get("Type") == "oneshot", state.get("ActiveState")
+    done = active == "inactive" and (ran_conditions or state.get("UnitFileState") == "static")
+    return forbidden or (oneshot and (done or active in ("activating", "deactivating")))
