@@ -5,10 +5,13 @@ A container's kernel outlives its machine, so a disk that loses what it had not 
 
 from __future__ import annotations
 
-import json
+import base64
+import io
 import os
 import re
+import shlex
 import subprocess
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,17 +113,15 @@ def operations(events: Path) -> int:
     return sum(isinstance(event, OperationStart) for event in read(events)) if events.exists() else 0
 
 
-def contents(machine: lab.Machine, paths: list[str]) -> dict[str, str]:
-    """Return the contents of the files that exist, as text of Latin-1, which has a character for each byte."""
-    script = (
-        "import json, os, sys\n"
-        f"paths = {paths!r}\n"
-        "print(json.dumps({path: open(path, 'rb').read().decode('latin-1') for path in paths if os.path.isfile(path)}))"
-    )
-    return dict(json.loads(on(machine, f"python3 - <<'END'\n{script}\nEND")))
+def contents(machine: lab.Machine, paths: list[str]) -> dict[str, bytes]:
+    """Return the contents of the files that exist. A new machine has no Python, but it has tar."""
+    named = " ".join(shlex.quote(path) for path in paths)
+    packed = on(machine, f"tar --create --ignore-failed-read {named} 2>/dev/null | base64 --wrap=0")
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(packed))) as tar:
+        return {f"/{each.name}": tar.extractfile(each).read() for each in tar if each.isfile()}
 
 
-def half_written(found: dict[str, str], complete: dict[str, str]) -> list[str]:
+def half_written(found: dict[str, bytes], complete: dict[str, bytes]) -> list[str]:
     """Return the files that have only the beginning of their content."""
     return [
         path
