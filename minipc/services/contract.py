@@ -328,7 +328,9 @@ def _start(bench: _Bench, image: str) -> None:
         bench.sql(f'CREATE ROLE "{owner}" LOGIN; CREATE ROLE "{runtime}" LOGIN; CREATE DATABASE "{database}";')
         bench.sql(
             "".join(f'CREATE EXTENSION "{each.name}" CASCADE;' for each in service.postgres.extensions)
-            + f'GRANT CREATE ON DATABASE "{database}" TO "{owner}"; REVOKE CREATE ON SCHEMA public FROM PUBLIC;'
+            + f'REVOKE ALL ON DATABASE "{database}" FROM PUBLIC; GRANT CONNECT ON DATABASE "{database}" TO "{runtime}";'
+            f'GRANT CONNECT, CREATE, TEMPORARY ON DATABASE "{database}" TO "{owner}";'
+            f"REVOKE CREATE ON SCHEMA public FROM PUBLIC;"
             f'GRANT USAGE, CREATE ON SCHEMA public TO "{owner}"; GRANT USAGE ON SCHEMA public TO "{runtime}";'
             + "".join(f'ALTER DEFAULT PRIVILEGES FOR ROLE "{owner}" GRANT {each} TO "{runtime}";' for each in _RIGHTS),
             database,

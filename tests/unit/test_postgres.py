@@ -159,7 +159,7 @@ def test_rights_are_changed_in_one_transaction_and_only_where_they_are_not_right
     rights = {line.split("GRANT ")[1].rpartition(" TO ")[0].replace("ALL ", "") for line in to_reader}
     kinds = {"SELECT ON TABLES", "SELECT ON SEQUENCES"}
     assert {right.replace(" IN SCHEMA public", "") for right in rights} == {*kinds, "USAGE ON SCHEMAS"}
-    assert 'GRANT CREATE ON DATABASE "app" TO "app_owner";' in inside
+    assert 'GRANT CREATE, TEMPORARY ON DATABASE "app" TO "app_owner";' in inside
 
 
 def test_extensions_are_made_before_the_owner_gets_its_rights():

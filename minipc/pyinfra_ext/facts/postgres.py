@@ -49,6 +49,7 @@ SELECT NOT EXISTS (SELECT FROM pg_shdepend WHERE refclassid = 'pg_authid'::regcl
           ('S', runtime, 'USAGE'), ('S', runtime, 'SELECT'), ('r', reader, 'SELECT'), ('S', reader, 'SELECT'),
           ('n', runtime, 'USAGE'), ('n', reader, 'USAGE'))) = 10
    AND has_database_privilege(owner, current_database(), 'CREATE')
+   AND has_database_privilege(owner, current_database(), 'TEMPORARY')
    AND (SELECT count(*) FROM pg_extension WHERE extname = ANY(string_to_array('{extensions}', ','))) = {number}
 FROM (SELECT (SELECT oid FROM pg_roles WHERE rolname = '{owner}') AS owner,
              (SELECT oid FROM pg_roles WHERE rolname = '{runtime}') AS runtime,

@@ -224,7 +224,8 @@ def _rights(database: PostgresDatabase) -> list[str]:
         "SET search_path = pg_catalog; SET lock_timeout = '5s';",
         "BEGIN;",
         f"REASSIGN OWNED BY {runtime}, {reader} TO {owner};",
-        f'GRANT CREATE ON DATABASE "{database.name}" TO {owner};',
+        # Migrations make temporary tables, too.
+        f'GRANT CREATE, TEMPORARY ON DATABASE "{database.name}" TO {owner};',
         f"REVOKE CREATE ON SCHEMA public FROM PUBLIC, {runtime}, {reader};",
         f"GRANT USAGE, CREATE ON SCHEMA public TO {owner};",
         f"GRANT USAGE ON SCHEMA public TO {runtime}, {reader};",
