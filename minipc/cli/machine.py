@@ -45,7 +45,7 @@ def unlock(environment: Environment, alias: str | None) -> None:
     from playbooks import disk_encryption
 
     click.echo(disk_encryption.unlock(environment, alias))
-    click.echo("it boots now; with a TPM that did not unlock it: minipc disk prepare")
+    click.echo("it boots now; if its TPM should have unlocked it, then: minipc disk prepare")
 
 
 @disk.command()

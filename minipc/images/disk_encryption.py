@@ -17,6 +17,8 @@ from minipc.secrets import Secret, ed25519
 
 PACKAGES = ("cryptsetup-initramfs", "dropbear-initramfs")
 TPM2_PACKAGES = ("clevis-initramfs", "clevis-tpm2")
+# Debian 13's clevis-initramfs has the library for the TPM on this architecture only.
+TPM2_ARCHITECTURE = "amd64"
 UNLOCK_PORT = 2222
 """Where dropbear answers while the disk is locked. Not SSH's port, because its host key is another one."""
 # The header takes half of this; `cryptsetup reencrypt` needs the other half while it moves the data.

@@ -27,7 +27,7 @@ from minipc.core.process import call, say
 from minipc.images import debian_root
 from minipc.images.apt_sources import Mirrors, controller_mirrors, render_deb822
 from minipc.images.disk_encryption import CUSTOMISE as CUSTOMISE_ENCRYPTED
-from minipc.images.disk_encryption import HEADER_MIB, Encryption, encrypt
+from minipc.images.disk_encryption import HEADER_MIB, TPM2_ARCHITECTURE, Encryption, encrypt
 
 # Debian architecture -> kernel, and firmware for common hardware.
 KERNELS = {
@@ -160,10 +160,15 @@ def build_encrypted(path: Path, identity: Mapping[str, tuple[str, int]], encrypt
         identity: files of the machine, as for `give_identity`; they are on the encrypted partition.
 
     Raises:
-        MissingPrerequisiteError: this architecture is not known.
+        MissingPrerequisiteError: this architecture is not known, or not one whose TPM can unlock a disk.
         MinipcError: the build failed. Nothing of it is left.
     """
     mirrors, architecture = controller_mirrors(), _architecture()
+    if encryption.tpm2 and architecture != TPM2_ARCHITECTURE:
+        raise MissingPrerequisiteError(
+            f"host_disk_encryption is tpm2, which works on {TPM2_ARCHITECTURE} only; this is {architecture}",
+            'set it to "passphrase" in group_data/production.py',
+        )
     # Everything in it is removed in any case: until it is encrypted it contains the machine's private keys.
     with (
         debian_root.lock(),

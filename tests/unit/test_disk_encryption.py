@@ -11,7 +11,7 @@ import pytest
 
 from minipc.config import load
 from minipc.core.environment import LAB
-from minipc.core.errors import ConfigError, CouldNotVerifyError, MinipcError, SecretError
+from minipc.core.errors import ConfigError, CouldNotVerifyError, MinipcError, MissingPrerequisiteError, SecretError
 from minipc.images import disk_encryption as images
 from minipc.images import disk_image
 from minipc.remote.inventory import Target
@@ -93,6 +93,13 @@ def test_the_tpm_keeps_the_key_once_something_runs_from_the_disk():
     assert "panic" in images.SEAL.split("||")[-1], "a machine whose TPM was not told does not boot"
     assert '\\"pcr_ids\\":\\"4,7,9,15\\"' in disk_encryption.SEALED_TO
     assert "15:sha256=" in images.SEAL
+
+
+def test_a_tpm_is_refused_where_debians_initramfs_cannot_use_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_image, "controller_mirrors", lambda: None)
+    monkeypatch.setattr(disk_image, "_architecture", lambda: "arm64")
+    with pytest.raises(MissingPrerequisiteError, match="amd64 only; this is arm64"):
+        disk_image.build_encrypted(tmp_path / "image", {}, encryption(tpm2=True))
 
 
 @pytest.mark.skipif(not shutil.which("cryptsetup"), reason="NOT EXERCISED: cryptsetup is not installed")
