@@ -51,6 +51,9 @@ host_confirm_within_s = 60
 # OPTIONAL. Time of day (HH:MM in host_timezone) for the reboot that a security update needs. None: never reboot
 # automatically.
 host_reboot_at = "04:30"
+# OPTIONAL. What unlocks the disk of a machine that `minipc image build` makes (docs/howto/disk-encryption.md). "none":
+# the disk is not encrypted. "passphrase": you, over SSH or on the screen, at each boot. "tpm2": its TPM, or you.
+host_disk_encryption = "none"
 
 # --- vpn: operator access (docs/reference/vpn.md) --------------------------------------------------------------------
 # OPTIONAL. UDP port of WireGuard; 51820 is its usual one. It is open to everyone, but only answers clients with a

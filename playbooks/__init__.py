@@ -19,6 +19,7 @@
 | `restore_drill` | `minipc drill` | restores a backup next to the live database |
 | `rebuild` | `minipc rebuild` | turns a blank machine into the lost one |
 | `lost` | `minipc stolen`, `laptop-lost` | locks out a machine or laptop in other hands, renews what it knew |
+| `disk_encryption` | `minipc disk unlock`, `prepare`, image | unlocks an encrypted disk, has the TPM unlock it |
 | `restored_data` | rebuild | counts what was restored, and refuses data that is too old |
 | `release` | `minipc release`, `trace` | releases a version of the service, or rolls back |
 | `service_import` | `minipc service import` | moves the data of a service in, and compares both sides |

@@ -22,7 +22,15 @@ from minipc.remote.inventory import offsite_target, the_target
 from minipc.remote.queries import on
 from minipc.secrets import open_store
 from minipc.secrets.age import AgeStore
-from minipc.secrets.catalogue import BACKUP_PASSPHRASES, BOUND, RELEASE_SIGNING_KEY, VPN_KEY, Entry, whole
+from minipc.secrets.catalogue import (
+    BACKUP_PASSPHRASES,
+    BOUND,
+    DISK_PASSPHRASE,
+    RELEASE_SIGNING_KEY,
+    VPN_KEY,
+    Entry,
+    whole,
+)
 from minipc.secrets.generate import renew
 from minipc.secrets.key_file import is_protected
 from minipc.vpn.keys import public_key
@@ -161,6 +169,7 @@ def laptop_lost(environment: Environment, client: str | None) -> None:
     names = [each.name for each in entries if each.generate and each.name not in BOUND]
     renew(environment.name, names)
     keys = [key.split(maxsplit=2)[-1] for key in target.settings.host.operator_keys]
+    encrypted = target.settings.host.disk_encryption != "none"
     by_hand = [
         f"host_operator_keys in group_data/production.py: remove the laptop's SSH key. There are: {', '.join(keys)}",
         *age_key,
@@ -171,6 +180,7 @@ def laptop_lost(environment: Environment, client: str | None) -> None:
         *_new_box_key(environment, target.settings),
         "minipc apply --host OFF-SITE-HOST, then minipc apply   (now the laptop is locked out)",
         "minipc stolen --repositories   (the laptop knew the passphrases of the backups)",
+        *([f"{DISK_PASSPHRASE}, which the laptop knew: {BOUND[DISK_PASSPHRASE]}"] if encrypted else []),
         "Accounts of the laptop at Git hosts, registries, DNS provider and CI: end its sessions, remove its keys.",
         "Commit secrets/ and inventory/, and seal a new bundle: minipc bundle create",
     ]

@@ -13,9 +13,11 @@ from minipc.cli.options import target_options
 from minipc.core.environment import Environment
 from minipc.core.errors import RefusedError
 from minipc.images import disk_image
+from minipc.images.disk_encryption import UNLOCK_PORT
 from minipc.images.prerequisites import ensure_image_tools
 from minipc.remote.host_keys import fingerprint_of, generate_host_key
 from minipc.remote.inventory import Target, the_target
+from playbooks.disk_encryption import encryption_of
 
 
 @click.group(name="image")
@@ -31,17 +33,22 @@ def build(output: Path, alias: str | None, environment: Environment) -> None:
     target = the_target(environment, alias)
     if output.exists():
         raise RefusedError(f"{output} exists", "remove it, or choose another name; it contains a private key")
-    ensure_image_tools()
+    encryption = encryption_of(environment, target.settings)
+    ensure_image_tools(encrypted=encryption is not None)
     started = time.monotonic()
-    source = disk_image.ensure()
     with tempfile.TemporaryDirectory() as folder:
         host_key = generate_host_key(Path(folder), target.settings.host.name)
         private_key = (Path(folder) / "ssh_host_ed25519_key").read_text()
+    files = identity(target, private_key, host_key)
     new = output.with_name(f".{output.name}.new")
     try:
-        new.touch(mode=0o600)
-        disk_image.copy_to(source, new, disk_image.IMAGE_MIB * disk_image.MIB)
-        disk_image.give_identity(new, identity(target, private_key, host_key))
+        if encryption:
+            disk_image.build_encrypted(new, files, encryption)
+        else:
+            source = disk_image.ensure()
+            new.touch(mode=0o600)
+            disk_image.copy_to(source, new, disk_image.IMAGE_MIB * disk_image.MIB)
+            disk_image.give_identity(new, files)
         shutil.move(new, output)
     finally:
         new.unlink(missing_ok=True)
@@ -50,6 +57,15 @@ def build(output: Path, alias: str | None, environment: Environment) -> None:
     click.echo(f"  host key  {fingerprint}")
     click.echo(f"  write it  dd if={output} of=/dev/DISK bs=4M conv=fsync status=progress   (erases that disk)")
     click.echo(f"  enrol it  minipc adopt {target.alias} --fingerprint {fingerprint}")
+    if encryption:
+        click.echo(
+            f"  unlock it minipc disk unlock --host {target.alias}   (at each boot that asks for the passphrase)"
+        )
+        click.echo(f"            it then answers on port {UNLOCK_PORT} with {fingerprint_of(encryption.host_key)}")
+        click.echo(
+            f"  then      minipc disk prepare --host {target.alias}   (after adopting it: the whole disk, the TPM)"
+        )
+        click.echo("  seal a new bundle: minipc bundle create   (it contains the passphrase)")
     click.echo("  then remove the image: it contains the machine's private host key")
 
 

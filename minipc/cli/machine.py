@@ -17,7 +17,7 @@ LIMIT_S = 900
 
 @click.group()
 def disk() -> None:
-    """Gain disk space. Neither command removes WAL that waits, the database, volumes or queues."""
+    """Gain disk space; unlock an encrypted disk. No WAL that waits, database, volume or queue is removed."""
 
 
 @disk.command()
@@ -36,6 +36,26 @@ def gain(environment: Environment, alias: str | None, yes: bool) -> None:
     click.echo(on(target, f"{PROGRAM} gain --dry-run", timeout_s=LIMIT_S))
     if yes or click.confirm("Remove this?", abort=True):
         click.echo(on(target, f"{PROGRAM} gain", timeout_s=LIMIT_S))
+
+
+@disk.command()
+@machine_options
+def unlock(environment: Environment, alias: str | None) -> None:
+    """Give the passphrase of the encrypted disk to a machine that waits for it at boot."""
+    from playbooks import disk_encryption
+
+    click.echo(disk_encryption.unlock(environment, alias))
+    click.echo("it boots now; if its TPM should have unlocked it, then: minipc disk prepare")
+
+
+@disk.command()
+@machine_options
+def prepare(environment: Environment, alias: str | None) -> None:
+    """Prepare an encrypted disk: grow it to its full size, and have the TPM unlock it from now on."""
+    from playbooks import disk_encryption
+
+    disk_encryption.prepare(environment, alias)
+    click.echo("done; the passphrase still unlocks it, too")
 
 
 @click.group()

@@ -25,7 +25,7 @@ COMMANDS = {
         "apply": ("minipc.cli.daily:apply", "converge and verify without asking"),
         "unlock": ("minipc.cli.daily:unlock", "end the lock of another operator"),
         "verify": ("minipc.cli.daily:verify", "check that the machine works as configured"),
-        "disk": ("minipc.cli.machine:disk", "gain disk space, release the reserve"),
+        "disk": ("minipc.cli.machine:disk", "gain disk space, unlock an encrypted disk"),
         "cluster": ("minipc.cli.machine:cluster", "make the cluster again, without touching data"),
         "logs": ("minipc.cli.logs:logs", "show logs of a request or a service"),
         "release": ("minipc.cli.release:release", "release a version of a service, roll back"),

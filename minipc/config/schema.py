@@ -56,6 +56,7 @@ class HostSettings(Strict):
     sysctls: dict[str, str]
     confirm_within_s: Annotated[int, Field(ge=20, le=600)]
     reboot_at: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")] | None
+    disk_encryption: Literal["none", "passphrase", "tpm2"]
 
 
 class FirewallSettings(Strict):

@@ -3,6 +3,8 @@
 Cached under a hash of everything it is made from. It has no identity: name, keys and addresses are put on the EFI
 partition of each copy (`give_identity`), where any computer can put them, and the first boot moves them to their place.
 The disk may be larger than the image: the root file system grows at the first boot.
+
+An encrypted image is not cached and has its identity inside, because it is made for one machine (`build_encrypted`).
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from pathlib import Path
 
 from minipc.core.errors import MissingPrerequisiteError
 from minipc.core.paths import cache_dir
-from minipc.core.process import call, clean_environment, say
+from minipc.core.process import call, say
 from minipc.images import debian_root
 from minipc.images.apt_sources import Mirrors, controller_mirrors, render_deb822
+from minipc.images.disk_encryption import CUSTOMISE as CUSTOMISE_ENCRYPTED
+from minipc.images.disk_encryption import HEADER_MIB, TPM2_ARCHITECTURE, Encryption, encrypt
 
 # Debian architecture -> kernel, and firmware for common hardware.
 KERNELS = {
@@ -113,6 +117,7 @@ printf '[Resolve]\\nLLMNR=no\\nMulticastDNS=no\\n' > etc/systemd/resolved.conf.d
 ln -sfT ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf
 systemctl --root="$1" --quiet enable minipc-first-boot.service
 echo uninitialized > etc/machine-id
+@ENCRYPTION@
 export SYSTEMD_RELAX_ESP_CHECKS=1
 # The boot loader's own tools want a file system of its own there.
 mount -t tmpfs -o mode=700 esp efi
@@ -136,17 +141,52 @@ def ensure() -> Path:
         MissingPrerequisiteError: this architecture is not known.
         MinipcError: the build failed.
     """
-    mirrors = controller_mirrors()
+    mirrors, architecture = controller_mirrors(), _architecture()
+    path = cache_dir("disk-images") / f"{inputs_hash(mirrors, architecture)}.img"
+    with debian_root.lock():
+        if not path.exists():
+            work = path.with_name(f".build-{path.stem}")
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            _build(work, path, mirrors, architecture)
+            shutil.rmtree(work)
+    return path
+
+
+def build_encrypted(path: Path, identity: Mapping[str, tuple[str, int]], encryption: Encryption) -> None:
+    """Build an image whose root partition is encrypted (three minutes; needs root).
+
+    Args:
+        identity: files of the machine, as for `give_identity`; they are on the encrypted partition.
+
+    Raises:
+        MissingPrerequisiteError: this architecture is not known, or not one whose TPM can unlock a disk.
+        MinipcError: the build failed. Nothing of it is left.
+    """
+    mirrors, architecture = controller_mirrors(), _architecture()
+    if encryption.tpm2 and architecture != TPM2_ARCHITECTURE:
+        raise MissingPrerequisiteError(
+            f"host_disk_encryption is tpm2, which works on {TPM2_ARCHITECTURE} only; this is {architecture}",
+            'set it to "passphrase" in group_data/production.py',
+        )
+    # Everything in it is removed in any case: until it is encrypted it contains the machine's private keys.
+    with (
+        debian_root.lock(),
+        tempfile.TemporaryDirectory(dir=cache_dir("disk-images"), prefix=".build-") as folder,
+    ):
+        files = Path(folder) / "files.tar"
+        files.touch(mode=0o600)
+        files.write_bytes(pack({**identity, **encryption.files()}))
+        _build(Path(folder), path, mirrors, architecture, encryption)
+
+
+def _architecture() -> str:
     architecture = call("dpkg", "--print-architecture").strip()
     if architecture not in KERNELS:
         raise MissingPrerequisiteError(
             f"no disk image for {architecture}; known: {', '.join(KERNELS)}", "use a controller with one of these"
         )
-    path = cache_dir("disk-images") / f"{inputs_hash(mirrors, architecture)}.img"
-    with debian_root.lock():
-        if not path.exists():
-            _build(path, mirrors, architecture)
-    return path
+    return architecture
 
 
 def inputs_hash(mirrors: Mirrors, architecture: str) -> str:
@@ -207,26 +247,30 @@ def extract_kernel(disk: Path, folder: Path) -> Path:
     return folder / "linux"
 
 
-def _build(path: Path, mirrors: Mirrors, architecture: str) -> None:
-    work = path.with_name(f".build-{path.stem}")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
+def _build(work: Path, path: Path, mirrors: Mirrors, architecture: str, encryption: Encryption | None = None) -> None:
     started = time.monotonic()
-    packages = [*debian_root.PACKAGES, *PACKAGES, *KERNELS[architecture]]
+    packages = [*debian_root.PACKAGES, *PACKAGES, *KERNELS[architecture], *(encryption.packages if encryption else ())]
     say(f"lab: building the disk image: {debian_root.SUITE} from {mirrors.main} with {', '.join(packages)}")
     identifier = str(uuid.uuid4())
     esp = work / "esp"
     esp.mkdir()
-    debian_root.bootstrap(work / "root", work, mirrors, packages=packages, customise=customise(identifier, esp))
-    _assemble(work, identifier, ROOT_TYPES[architecture], EFI_PROGRAMS[architecture])
-    (work / "disk.img").rename(path)
-    shutil.rmtree(work)
+    script = customise(identifier, esp, work / "files.tar" if encryption else None)
+    debian_root.bootstrap(work / "root", work, mirrors, packages=packages, customise=script)
+    _assemble(work, identifier, ROOT_TYPES[architecture], EFI_PROGRAMS[architecture], encryption)
+    shutil.move(work / "disk.img", path)
     say(f"lab: disk image ready after {time.monotonic() - started:.0f} s: {path}")
 
 
-def customise(identifier: str, esp: Path) -> str:
-    """Return the script that turns the base image's content into a bootable system; boot files go to `esp`."""
+def customise(identifier: str, esp: Path, files: Path | None = None) -> str:
+    """Return the script that turns the base image's content into a bootable system.
+
+    Args:
+        identifier: UUID of the root file system.
+        esp: folder for the boot files.
+        files: archive with the identity and the files of the encryption; None: not encrypted.
+    """
     parts = {
+        "@ENCRYPTION@\n": CUSTOMISE_ENCRYPTED.replace("@FILES@", str(files)) if files else "",
         "@ESP@": str(esp),
         "@UUID@": identifier,
         "@DHCP@": DHCP,
@@ -239,27 +283,32 @@ def customise(identifier: str, esp: Path) -> str:
     return debian_root.CUSTOMISE + script
 
 
-def _assemble(work: Path, identifier: str, root_type: str, efi_program: str) -> None:
+def _assemble(work: Path, identifier: str, root_type: str, efi_program: str, encryption: Encryption | None) -> None:
     """Write partitions and file systems into a file, without mounting anything."""
-    root, disk = work / "root", work / "disk.img"
-    esp = work / "esp"
+    disk, esp = work / "disk.img", work / "esp"
     if not (esp / "EFI/BOOT" / efi_program).exists():
         raise MissingPrerequisiteError(
             f"the boot loader was not installed: there is no EFI/BOOT/{efi_program}", f"read {work}/log"
         )
-    with disk.open("xb") as file:
-        file.truncate(IMAGE_MIB * MIB)
+    disk.touch(mode=0o600, exist_ok=False)
+    _truncate(disk, IMAGE_MIB)
     call("sfdisk", "--quiet", str(disk), stdin=LAYOUT.replace("ROOT_TYPE", root_type))
     sectors = ESP_OFFSET // 512
     call("mkfs.vfat", "-F", "32", "-n", "EFI", "--offset", str(sectors), str(disk), str(ESP_MIB * 1024))
     call("mcopy", "-s", "-i", f"{disk}@@{ESP_OFFSET}", *map(str, sorted(esp.iterdir())), "::", timeout=300)
-    offset = ESP_OFFSET + ESP_MIB * MIB
-    subprocess.run(
-        [
-            *("mkfs.ext4", "-q", "-F", "-L", "root", "-U", identifier, "-d", str(root)),
-            *("-E", f"offset={offset}", str(disk), f"{ROOT_MIB}M"),
-        ],
-        check=True,
-        timeout=600,
-        env=clean_environment(),
-    )
+    start = ESP_OFFSET // MIB + ESP_MIB
+    make = ("mkfs.ext4", "-q", "-F", "-L", "root", "-U", identifier, "-d", str(work / "root"))
+    if encryption is None:
+        call(*make, "-E", f"offset={start * MIB}", str(disk), f"{ROOT_MIB}M", timeout=600)
+        return
+    partition = work / "root.img"
+    partition.touch(mode=0o600)
+    call(*make, str(partition), f"{ROOT_MIB - HEADER_MIB}M", timeout=600)
+    _truncate(partition, ROOT_MIB)
+    encrypt(partition, encryption.passphrase)
+    call("dd", f"if={partition}", f"of={disk}", "bs=1M", f"seek={start}", "conv=notrunc", timeout=600)
+
+
+def _truncate(path: Path, size_mib: int) -> None:
+    with path.open("r+b") as file:
+        file.truncate(size_mib * MIB)

@@ -33,7 +33,7 @@ ARCHIVE_KEYS = {
 }
 
 
-def ensure_image_tools() -> None:
+def ensure_image_tools(*, encrypted: bool = False) -> None:
     """Install what building a disk image needs.
 
     Raises:
@@ -41,7 +41,8 @@ def ensure_image_tools() -> None:
     """
     if os.geteuid() != 0:
         raise MissingPrerequisiteError("building a disk image needs root", "run the same command as root")
-    install(missing_packages(ROOT_PROGRAMS | DISK_PROGRAMS, ARCHIVE_KEYS))
+    encryption = {"cryptsetup": "cryptsetup-bin"} if encrypted else {}
+    install(missing_packages(ROOT_PROGRAMS | DISK_PROGRAMS | encryption, ARCHIVE_KEYS))
 
 
 def ensure_container_tools(*, build: bool = False) -> None:

@@ -89,6 +89,7 @@ def offsite_machine(alias: str, address: str, *, group: Environment = PRODUCTION
     ports = [values["offsite_sftp_port"], values["offsite_rest_port"], receiver]
     own: dict[str, Any] = {
         "host_name": alias,
+        "host_disk_encryption": "none",  # the image is for the mini PC
         "firewall_public_tcp": ports,
         "firewall_public_udp": [],
         "edge_http3": False,
@@ -107,6 +108,7 @@ def agent_machine(alias: str, address: str, *, server: str, **data: Any) -> Host
     """
     own: dict[str, Any] = {
         "host_name": alias,
+        "host_disk_encryption": "none",  # the image is for the mini PC
         "k3s_server": server,
         "k3s_node_ip": address,
         "firewall_public_tcp": [],

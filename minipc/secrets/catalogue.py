@@ -82,6 +82,8 @@ def ingress_password(service: str) -> str:
     return f"{service}.INGRESS_PASSWORD"
 
 
+DISK_PASSPHRASE = "host.disk_passphrase"  # noqa: S105 - its name
+DISK_UNLOCK_KEY = "host.disk_unlock_key"
 VPN_KEY = "vpn.private_key"
 K3S_TOKEN = "k3s.token"  # noqa: S105 - its name
 K3S_AGENT_TOKEN = "k3s.agent_token"  # noqa: S105 - its name
@@ -120,6 +122,8 @@ BACKUP_PASSPHRASES = (RESTIC_PASSWORD, repository_cipher(1), repository_cipher(2
 BOUND = dict.fromkeys(
     BACKUP_PASSPHRASES, "`minipc stolen --repositories` makes new repositories for new passphrases"
 ) | {
+    DISK_PASSPHRASE: "the disk is encrypted with it: docs/howto/disk-encryption.md says how to change it",
+    DISK_UNLOCK_KEY: "the machine has it in its initramfs: docs/howto/disk-encryption.md says how to change it",
     K3S_TOKEN: "the datastore is encrypted with it: use `k3s token rotate`, then `minipc secrets set k3s.token`",
     K3S_NODE_PASSWORD: "the cluster knows the node by it: a rebuild takes a new one",
 }
@@ -160,6 +164,23 @@ def needed(component: str, names: Iterable[str] = ()) -> list[Entry]:
                     tested="test_redis::test_each_user_logs_in_with_its_password",
                 )
                 for user in names
+            ]
+        case "host":
+            return [
+                Entry(
+                    DISK_PASSPHRASE,
+                    component,
+                    "passphrase of the encrypted disk: read everything on it",
+                    "alphanumeric",
+                    on="nowhere else",
+                ),
+                Entry(
+                    DISK_UNLOCK_KEY,
+                    component,
+                    "SSH host key while the disk is locked: be the machine that gets its passphrase",
+                    "ssh-key",
+                    on="mini PC (not encrypted)",
+                ),
             ]
         case "vpn":
             what = "the machine's WireGuard private key: be the VPN's server for its clients"
@@ -393,6 +414,7 @@ def whole(settings: Settings) -> list[Entry]:
         replace(entry, optional=not alone) if entry.name == WATCHDOG_URL else entry for entry in needed("alertmanager")
     ]
     return [
+        *(needed("host") if settings.host.disk_encryption != "none" else []),
         *needed("vpn"),
         *needed("postgres", [role.name for role in settings.postgres.roles]),
         *needed("offsite"),

@@ -48,7 +48,7 @@ def make_disk(machine: Machine) -> None:
     for side in network.SIDES:
         files[f"etc/systemd/network/10-{side.interface}.link"] = (identity.render_link(machine, side), 0o644)
     disk_image.give_identity(machine.disk, files)
-    shutil.copyfile(_firmware("VARS"), machine.directory / "firmware-variables")
+    shutil.copyfile(firmware("VARS"), machine.directory / "firmware-variables")
 
 
 def start(machine: Machine) -> ProcessId:
@@ -85,17 +85,28 @@ def harvest(machine: Machine) -> None:
 def qemu_command(machine: Machine, *, accelerated: bool) -> list[str]:
     """Return QEMU's command line for the machine."""
     host = FIRST_HOST + machine.index
-    command = [PROGRAM, "-name", machine.name, "-nodefaults", "-no-user-config", "-display", "none"]
-    command += ["-machine", "q35", *(ACCELERATED if accelerated else EMULATED)]
-    command += ["-smp", str(CPUS), "-m", str(machine.memory_mb or MEMORY_MB)]
-    command += ["-drive", f"if=pflash,format=raw,readonly=on,file={_firmware('CODE')}"]
-    command += ["-drive", f"if=pflash,format=raw,file={machine.directory / 'firmware-variables'}"]
-    command += ["-drive", f"if=virtio,format=raw,discard=unmap,file={machine.disk}"]
+    variables = machine.directory / "firmware-variables"
+    command = hardware(machine.name, machine.disk, variables, machine.console_log, accelerated=accelerated)
+    command += ["-m", str(machine.memory_mb or MEMORY_MB)]
     for side in network.SIDES:
         cable = network.cable(machine.index, side)
         command += ["-netdev", f"tap,id={side.name},ifname={cable},script=no,downscript=no"]
         command += ["-device", f"virtio-net-pci,netdev={side.name},mac={side.mac_of(host)}"]
-    command += ["-device", "virtio-rng-pci", "-chardev", f"file,id=console,path={machine.console_log},append=on"]
+    return command
+
+
+def hardware(name: str, disk: Path, variables: Path, console_log: Path, *, accelerated: bool) -> list[str]:
+    """Return QEMU's command line for everything except memory and network.
+
+    Args:
+        variables: the machine's copy of `firmware("VARS")`.
+    """
+    command = [PROGRAM, "-name", name, "-nodefaults", "-no-user-config", "-display", "none"]
+    command += ["-machine", "q35", *(ACCELERATED if accelerated else EMULATED), "-smp", str(CPUS)]
+    command += ["-drive", f"if=pflash,format=raw,readonly=on,file={firmware('CODE')}"]
+    command += ["-drive", f"if=pflash,format=raw,file={variables}"]
+    command += ["-drive", f"if=virtio,format=raw,discard=unmap,file={disk}"]
+    command += ["-device", "virtio-rng-pci", "-chardev", f"file,id=console,path={console_log},append=on"]
     return [*command, "-serial", "chardev:console"]
 
 
@@ -123,7 +134,7 @@ def kvm_works(disk: Path) -> bool:
         return console.exists() and "Linux version" in console.read_text(errors="replace")
 
 
-def _firmware(part: str) -> Path:
+def firmware(part: str) -> Path:
     """Return OVMF's CODE or VARS file. Newer Debian versions only have the 4 MiB files."""
     found = [FIRMWARE / f"OVMF_{part}{size}.fd" for size in ("_4M", "")]
     return next((path for path in found if path.exists()), found[0])

@@ -195,6 +195,14 @@ def test_a_lost_laptop_opens_nothing_any_more(world):
     assert "the new age key has no passphrase yet" in said
 
 
+def test_a_lost_laptop_knew_the_passphrase_of_the_disk(world, monkeypatch):
+    assert "host.disk_passphrase" not in call("laptop_lost", "laptop")
+    settings = load("lab", host_operator_keys=[KEY], vpn_peers=PEERS, host_disk_encryption="tpm2")
+    mini = SimpleNamespace(alias="mini", settings=settings, data={}, role="mini")
+    monkeypatch.setattr(lost, "the_target", lambda *_: mini)
+    assert "host.disk_passphrase, which the laptop knew" in call("laptop_lost", "laptop")
+
+
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_new_age_key_that_is_interrupted_loses_nothing(world, monkeypatch, at):
     from minipc.secrets import age, key_file

@@ -250,6 +250,15 @@ def test_apt_waits_for_its_lock(sh):
     assert 'DPkg::Lock::Timeout "300"' in sh("apt-config dump DPkg::Lock::Timeout")
 
 
+def test_the_disk_is_encrypted_if_it_should_be(sh, settings):
+    """The root file system is encrypted if host_disk_encryption says so."""
+    wanted = settings.host.disk_encryption
+    if wanted != "none":
+        assert "crypt" in sh("lsblk -srno TYPE $(findmnt -nvo SOURCE /)").split()
+    if wanted == "tpm2":
+        assert "tpm2" in sh("clevis luks list -d /dev/disk/by-partlabel/root"), "run `minipc disk prepare`"
+
+
 def test_time_zone_and_name(sh, settings):
     """Time zone and host name are as configured."""
     assert sh("readlink -f /etc/localtime") == f"/usr/share/zoneinfo/{settings.host.timezone}"
