@@ -48,7 +48,7 @@ copy_exec /usr/bin/tpm2_pcrextend
 # Runs in the new root, with its path as $1. `panic=` reboots where the initramfs would open a shell.
 CUSTOMISE = f"""\
 tar -C "$1" --no-same-owner --no-overwrite-dir -xpf @FILES@
-rm -f etc/dropbear/initramfs/dropbear_*_host_key
+rm -f etc/dropbear/initramfs/dropbear_*
 chroot "$1" dropbearconvert openssh dropbear /{UNLOCK_KEY_FILE} /etc/dropbear/initramfs/dropbear_ed25519_host_key
 rm {UNLOCK_KEY_FILE}
 sed -i 's/$/ panic=10/' etc/kernel/cmdline

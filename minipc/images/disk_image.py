@@ -154,7 +154,7 @@ def ensure() -> Path:
 
 
 def build_encrypted(path: Path, identity: Mapping[str, tuple[str, int]], encryption: Encryption) -> None:
-    """Build an image whose root partition is encrypted (three minutes; needs root).
+    """Build an image whose root partition is encrypted (two minutes; needs root).
 
     Args:
         identity: files of the machine, as for `give_identity`; they are on the encrypted partition.
