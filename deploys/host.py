@@ -57,6 +57,11 @@ def host() -> None:
     )
     server.hostname(name="Set the host name", hostname=settings.host.name)
     server.timezone(name="Set the time zone", timezone=settings.host.timezone)
+    place(
+        name="Remove the uploads of interrupted converges at boot and after a day",
+        component="host",
+        entries=[File("tmpfiles.conf", "/etc/tmpfiles.d/60-minipc.conf")],
+    )
     journal = place(
         name="Configure the journal",
         component="host",
