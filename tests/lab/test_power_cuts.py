@@ -43,7 +43,8 @@ import hashlib, os, stat, subprocess
 OWN = ("/etc/machine-id", "/etc/ssh/ssh_host_", "/etc/ssl/", "/etc/minipc/identity", "/etc/.pwd.lock", "/etc/group-",
        "/etc/gshadow", "/etc/passwd-", "/etc/shadow", "/etc/subuid-", "/etc/subgid-", "/etc/ld.so.cache",
        "/var/lib/minipc/drills", "/var/lib/minipc/backups", "/root/.ssh", "/var/lib/minipc/certificates",
-       "/etc/minipc/release", "/var/lib/minipc/stamps", "/var/lib/minipc/artifacts")
+       "/etc/minipc/release", "/var/lib/minipc/stamps", "/var/lib/minipc/artifacts",
+       "/var/lib/minipc/measure-services")
 for top in ("/etc", "/usr/local", "/opt", "/var/lib/minipc", "/root", "/var/spool/cron"):
     for folder, names, files in os.walk(top):
         names.sort()
